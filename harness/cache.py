@@ -97,7 +97,7 @@ class Cache:
             return self._make(kind, key, make)
 
     def entries(self) -> list[Entry]:
-        """All finished entries, by kind and key."""
+        """All finished entries, by kind and key; the kind `state` holds what is updated in place."""
         found = []
         for kind in _visible(self.root):
             for path in _visible(kind):
@@ -138,10 +138,16 @@ class Cache:
         return None
 
     @contextlib.contextmanager
-    def exclusive(self, name: str, *, say: Say | None = None, wait_s: float = 3600.0) -> Iterator[None]:
-        """Hold the store-wide lock `name`: for what is updated in place, such as package lists."""
-        with self._lock("exclusive", name, say=say, wait_s=wait_s):
-            yield
+    def state(self, name: str, *, say: Say | None = None, wait_s: float = 3600.0) -> Iterator[Path]:
+        """The directory `ROOT/state/NAME`, held exclusively: for what is updated in place, such as package
+        lists. It has no `meta.json`, and whoever keeps things in it must survive an interrupted update."""
+        path = self._path("state", name)
+        with self._lock("state", name, say=say, wait_s=wait_s):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _unusable(self.root, error) from error
+            yield path
 
     def _path(self, kind: str, key: str) -> Path:
         for part in (kind, key):

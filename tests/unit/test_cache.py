@@ -253,15 +253,16 @@ def test_entries_are_listed_with_sizes_and_removed(cache: Cache) -> None:
     assert leftovers(cache) == []
 
 
-def test_exclusive_is_exclusive(cache: Cache) -> None:
-    with (
-        cache.exclusive("lists"),
-        pytest.raises(KernrigError, match="exclusive/lists"),
-        cache.exclusive("lists", wait_s=0.05),
-    ):
-        pass
-    with cache.exclusive("lists", wait_s=0.05):
-        pass
+def test_state_is_held_by_one_at_a_time_and_kept(cache: Cache) -> None:
+    with cache.state("lists") as folder:
+        (folder / "index").write_text("packages")
+        with pytest.raises(KernrigError, match="state/lists"), cache.state("lists", wait_s=0.05):
+            pass
+    with cache.state("lists", wait_s=0.05) as folder:
+        assert (folder / "index").read_text() == "packages"
+    assert [(each.kind, each.key) for each in cache.entries()] == [("state", "lists")]
+    cache.remove("state", "lists")
+    assert cache.entries() == []
 
 
 def test_the_default_root_honours_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
