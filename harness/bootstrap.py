@@ -41,6 +41,8 @@ INPUTS = ("pyproject.toml", "constraints.txt", "harness/bootstrap.py", "harness/
 # In .venv while pip works on it.
 UNFINISHED = "kernrig-unfinished"
 ENVIRONMENT_INPUTS = ("root", "python", "inputs")
+# Waits for another apt to finish.
+APT_GET = "apt-get -q -o DPkg::Lock::Timeout=300"
 APT_DEADLINE_S = 1800
 PIP_DEADLINE_S = 1800
 # How long an interrupted program may take to clean up.
@@ -104,7 +106,8 @@ def root_prefix() -> list[str] | None:
 
 def as_root(script: str) -> None:
     """Have root run a shell script; HostError with the script to type when that is impossible or it fails."""
-    by_hand = f"as root, run what follows, then try again:\n\n{script}\n"
+    # A subshell, so that pasting it into a shell leaves no trap and no -e behind.
+    by_hand = f"as root, run what follows, then try again:\n\n(set -eu\n{script})\n"
     prefix = root_prefix()
     if prefix is None:
         raise HostError(
@@ -115,17 +118,13 @@ def as_root(script: str) -> None:
         raise HostError(f"installing host packages failed with status {status}\n{tail(said)}", hint=by_hand)
 
 
-def apt_get(*words: str) -> str:
-    """A shell line that calls apt-get without questions and waits for another apt to finish."""
-    argv = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", *words]
-    return shlex.join(argv)
-
-
 def install_script(packages: list[str]) -> str:
     """The shell script that installs packages from the host's own apt sources."""
     # One broken repository among the host's makes update fail, and is no reason to give up.
-    update = apt_get("update") + " || echo 'going on with the old index' >&2"
-    return update + "\n" + apt_get("install", "-y", "--no-install-recommends", *packages)
+    return (
+        f"{APT_GET} update || echo 'going on with the old index'\n"
+        f"{APT_GET} install -y --no-install-recommends {shlex.join(packages)}\n"
+    )
 
 
 def backports_script(codename: str, sources: list[host.AptSource], mirror: str) -> str:
@@ -136,15 +135,10 @@ def backports_script(codename: str, sources: list[host.AptSource], mirror: str) 
     own = [
         (source.uri, source.release)
         for source in sources
-        if source.origin in ("Debian", "")
-        and re.fullmatch(rf"{codename}(-updates|-security)?", source.release)
+        if source.origin == "Debian" and re.fullmatch(rf"{codename}(-updates|-security)?", source.release)
     ]
     wanted = dict.fromkeys([(mirror, codename), *own, (mirror, f"{codename}-backports")])
     lines = [f"deb [signed-by={host.KEYRING}] {uri} {release} main" for uri, release in wanted]
-    private = (
-        '-o Dir::Etc::SourceList="$d/sources.list" -o Dir::Etc::SourceParts="$d/parts" '
-        '-o Dir::State::Lists="$d/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache='
-    )
     install = f"-t {codename}-backports install -y --no-install-recommends {host.QEMU_PACKAGE}"
     return "\n".join(
         [
@@ -154,9 +148,11 @@ def backports_script(codename: str, sources: list[host.AptSource], mirror: str) 
             # apt downloads as the user _apt, who must be able to enter.
             'chmod 755 "$d"',
             'mkdir -p "$d/parts" "$d/lists/partial"',
-            f"printf '%s\\n' {shlex.join(lines)} >\"$d/sources.list\"",
-            f"{apt_get()} {private} update",
-            f"{apt_get()} {private} {install}",
+            f"printf '%s\\n' {shlex.join(lines)} >\"$d/list\"",
+            'set -- -o Dir::Etc::SourceList="$d/list" -o Dir::Etc::SourceParts="$d/parts" \\',
+            '  -o Dir::State::Lists="$d/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=',
+            f'{APT_GET} "$@" update',
+            f'{APT_GET} "$@" {install}\n',
         ]
     )
 
@@ -227,7 +223,7 @@ def install_plan(packages: list[str], *, qemu: bool) -> str:
         release = f"{here.codename}-backports"
         say(f"installing {host.QEMU_PACKAGE} from {release} (the release's own is too old)")
         steps.append(backports_script(here.codename, sources, mirror))
-    return "\n".join(steps)
+    return "export DEBIAN_FRONTEND=noninteractive\n" + "".join(steps)
 
 
 def provide_packages() -> None:
@@ -282,6 +278,13 @@ def read_stamp(root: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(root: Path) -> None:
+    """Record that the set-up is complete. By rename: a stamp is there as a whole or not at all."""
+    fresh = stamp_path(root).with_suffix(".new")
+    fresh.write_text(json.dumps(fingerprint(root), indent=1) + "\n")
+    fresh.replace(stamp_path(root))
 
 
 def environment_is_current(root: Path) -> bool:
@@ -363,10 +366,7 @@ def setup(root: Path = ROOT) -> bool:
         provide_packages()
         if not environment_is_current(root):
             provide_environment(root)
-        # By rename: a stamp is there as a whole or not at all.
-        fresh = stamp_path(root).with_suffix(".new")
-        fresh.write_text(json.dumps(fingerprint(root), indent=1) + "\n")
-        fresh.replace(stamp_path(root))
+        write_stamp(root)
         say(f"done in {time.monotonic() - started:.0f} s")
     return True
 
