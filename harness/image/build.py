@@ -7,15 +7,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from harness.cache import Cache, digest
 from harness.image import cpio, modules, recipe, rootfs
 from harness.image.recipe import Recipe
 from harness.image.rootfs import Say
+from harness.kernels.kernel import Kernel
 
 INITRAMFS = "initramfs.cpio"
 MANIFEST = "manifest.json"
@@ -37,42 +37,23 @@ class Image:
     manifest: Path
 
 
-class ModuleSource(Protocol):
-    """What an image needs of a kernel (harness.kernels.Kernel has it): `modules` is what lib/modules/RELEASE
-    holds, or None."""
-
-    @property
-    def release(self) -> str:
-        """As `uname -r` says."""
-
-    @property
-    def modules(self) -> Path | None:
-        """The directory with what belongs below lib/modules/RELEASE."""
-
-    @property
-    def digest(self) -> str:
-        """Changes with the kernel and its modules."""
-
-
 def build_image(
-    kernel: ModuleSource,
+    kernel: Kernel,
     *,
     cache: Cache,
     say: Say,
     extra_modules: Iterable[Path] = (),
-    extra_files: Mapping[str, Path] | None = None,
     mirror: str | None = None,
     images: Path = recipe.IMAGES,
 ) -> Image:
     """The image of the recipe in `images` for `kernel`, from the cache when nothing has changed.
 
-    `extra_modules` are .ko files to add; `extra_files` maps paths in the guest to files or directories on the
-    host; `mirror` is the address of a Debian archive (None: KERNRIG_MIRROR or the host's). `say` gets one
-    line per slow step. Raises KernrigError when a step fails; the cache then holds nothing of it.
+    `extra_modules` are .ko files to add; `mirror` is the address of a Debian archive (None: KERNRIG_MIRROR or
+    the host's). `say` gets one line per slow step. Raises KernrigError when a step fails; the cache holds
+    nothing of it then.
     """
     what = recipe.read(images)
     extra_modules = tuple(sorted(extra_modules))
-    extra_files = {path.strip("/"): source for path, source in sorted((extra_files or {}).items())}
     root = rootfs.rootfs(what, cache=cache, mirror=mirror, say=say)
     contents = json.loads((root / rootfs.MANIFEST).read_text())
     key = digest(
@@ -83,12 +64,11 @@ def build_image(
         " ".join(what.modules),
         what.overlay,
         *(part for path in extra_modules for part in (path.name, path)),
-        *(part for path, source in extra_files.items() for part in (path, source)),
     )
 
     def make(target: Path) -> None:
         say(f"image: adding the modules of kernel {kernel.release}")
-        _make(target, kernel, what, root, contents, extra_modules, extra_files)
+        _make(target, kernel, what, root, contents, extra_modules)
 
     entry = cache.build("image", key, make, say=say)
     manifest = entry / MANIFEST
@@ -97,20 +77,19 @@ def build_image(
 
 def _make(
     target: Path,
-    kernel: ModuleSource,
+    kernel: Kernel,
     what: Recipe,
     root: Path,
     contents: dict[str, object],
     extra_modules: tuple[Path, ...],
-    extra_files: Mapping[str, Path],
 ) -> None:
     selection = modules.select(kernel.modules, what.modules)
     with tempfile.TemporaryDirectory(prefix="build.", dir=target) as scratch:
         top = Path(scratch)
         modules.install(top, kernel.release, kernel.modules, selection, extra_modules)
         entries = [*cpio.tree(top), *cpio.tree(what.overlay)]
-        for path, source in extra_files.items():
-            entries += _extra(path, source)
+        # Again, because the overlay's directories carry no permissions of their own.
+        entries += [cpio.directory(path, mode) for path, mode in rootfs.DIRECTORIES.items()]
         with (target / INITRAMFS).open("wb") as out:
             with (root / rootfs.ARCHIVE).open("rb") as base:
                 shutil.copyfileobj(base, out, 1 << 20)
@@ -129,13 +108,3 @@ def _make(
         },
     }
     (target / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-
-
-def _extra(path: str, source: Path) -> list[cpio.Entry]:
-    if source.is_dir():
-        below = cpio.tree(source)
-        entries = [cpio.directory(path)]
-        entries += [replace(entry, path=f"{path}/{entry.path}") for entry in below]
-    else:
-        entries = [cpio.regular(path, source, 0o755 if source.stat().st_mode & 0o111 else 0o644)]
-    return entries

@@ -52,11 +52,19 @@ def download(tar: Path, packages: Iterable[str], mirror: str) -> dict[str, str]:
             f"building the image needs the keys of Debian's archive; there is no {host.KEYRING}",
             hint="apt-get install debian-archive-keyring",
         )
-    command = [str(program), "--variant=extract", "--mode=auto", "--architectures=amd64"]
+    # Nothing of the packages runs, so an ordinary user needs neither fakeroot nor user namespaces.
+    mode = "root" if os.geteuid() == 0 else "chrootless"
+    command = [str(program), "--variant=extract", f"--mode={mode}", "--architectures=amd64"]
     command += [f"--include={','.join(packages)}", f"--keyring={host.KEYRING}", "--skip=output/dev"]
-    # Standard output, so that no other user (mmdebstrap maps them) must be able to reach `tar`.
     command += [f"--extract-hook={_LIST_PACKAGES}", "--format=tar", SUITE, "-", mirror]
-    done = tools.run(command, step=f"unpacking Debian {SUITE} packages from {mirror}", hint=_hint, to=tar)
+    done = tools.run(
+        command,
+        step=f"unpacking Debian {SUITE} packages from {mirror}",
+        hint=_hint,
+        to=tar,
+        # Where whoever made `tar`'s directory will take it away, should mmdebstrap be killed.
+        env={"TMPDIR": str(tar.parent)},
+    )
     return _versions(done.err)
 
 
@@ -67,11 +75,6 @@ def _hint(log: str) -> str:
         r"Could not resolve|Could not connect|Failed to fetch|Connection|does not have a Release file", log
     ):
         return f"is the mirror reachable, and does it have {SUITE}? Otherwise {_MIRROR_HINT}"
-    if re.search(r"newuidmap|newgidmap|subuid|subgid|unshare", log):
-        return (
-            "as an ordinary user mmdebstrap needs user namespaces, newuidmap and lines in /etc/subuid and "
-            "/etc/subgid: apt-get install uidmap, or build the image as root once"
-        )
     return "run `mmdebstrap --variant=extract` by hand to see more"
 
 

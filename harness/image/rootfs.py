@@ -17,7 +17,7 @@ ARCHIVE = "rootfs.cpio"
 MANIFEST = "rootfs.json"
 
 # Mount points and what daemons expect, with permissions.
-_DIRECTORIES = {
+DIRECTORIES = {
     ".": 0o755,
     "dev": 0o755,
     "etc/dropbear": 0o700,
@@ -74,7 +74,7 @@ def make(target: Path, what: Recipe, *, mirror: str | None, say: Say) -> None:
             *cpio.tree(root),
             *(cpio.symlink(path, aim) for path, aim in links.items()),
             *_busybox_links(root),
-            *(cpio.directory(path, permissions) for path, permissions in _DIRECTORIES.items()),
+            *(cpio.directory(path, permissions) for path, permissions in DIRECTORIES.items()),
             *_NODES,
         ]
         with (target / ARCHIVE).open("wb") as out:
