@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Flags and special values of bpf(2), from include/uapi/linux/bpf.h and if_link.h unless said otherwise."""
+
+# attach and link creation (attach_flags, link_create.flags)
+BPF_F_ALLOW_OVERRIDE = 1 << 0
+BPF_F_ALLOW_MULTI = 1 << 1
+BPF_F_REPLACE = 1 << 2
+BPF_F_BEFORE = 1 << 3
+BPF_F_AFTER = 1 << 4
+BPF_F_ID = 1 << 5
+BPF_F_PREORDER = 1 << 6
+BPF_F_LINK = 1 << 13  # also a flag of struct_ops maps
+
+# query
+BPF_F_QUERY_EFFECTIVE = 1 << 0
+
+# map creation
+BPF_F_NO_PREALLOC = 1 << 0
+BPF_F_NO_COMMON_LRU = 1 << 1
+BPF_F_NUMA_NODE = 1 << 2
+BPF_F_RDONLY = 1 << 3
+BPF_F_WRONLY = 1 << 4
+BPF_F_STACK_BUILD_ID = 1 << 5
+BPF_F_ZERO_SEED = 1 << 6
+BPF_F_RDONLY_PROG = 1 << 7
+BPF_F_WRONLY_PROG = 1 << 8
+BPF_F_CLONE = 1 << 9
+BPF_F_MMAPABLE = 1 << 10
+BPF_F_PRESERVE_ELEMS = 1 << 11
+BPF_F_INNER_MAP = 1 << 12
+BPF_F_PATH_FD = 1 << 14
+BPF_F_VTYPE_BTF_OBJ_FD = 1 << 15
+BPF_F_TOKEN_FD = 1 << 16
+BPF_F_SEGV_ON_FAULT = 1 << 17
+BPF_F_NO_USER_CONV = 1 << 18
+BPF_F_RB_OVERWRITE = 1 << 19
+
+# element update and look-up
+BPF_ANY = 0
+BPF_NOEXIST = 1
+BPF_EXIST = 2
+BPF_F_LOCK = 4
+BPF_F_CPU = 8
+BPF_F_ALL_CPUS = 16
+
+# program load (prog_flags)
+BPF_F_STRICT_ALIGNMENT = 1 << 0
+BPF_F_ANY_ALIGNMENT = 1 << 1
+BPF_F_TEST_RND_HI32 = 1 << 2
+BPF_F_TEST_STATE_FREQ = 1 << 3
+BPF_F_SLEEPABLE = 1 << 4
+BPF_F_XDP_HAS_FRAGS = 1 << 5
+BPF_F_XDP_DEV_BOUND_ONLY = 1 << 6
+BPF_F_TEST_REG_INVARIANTS = 1 << 7
+
+# test run, multi-attach
+BPF_F_TEST_RUN_ON_CPU = 1 << 0
+BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
+BPF_F_KPROBE_MULTI_RETURN = 1 << 0
+
+# BPF_ENABLE_STATS
+BPF_STATS_RUN_TIME = 0
+
+# special source registers of ld_imm64 and call
+BPF_PSEUDO_MAP_FD = 1
+BPF_PSEUDO_MAP_VALUE = 2
+BPF_PSEUDO_BTF_ID = 3
+BPF_PSEUDO_FUNC = 4
+BPF_PSEUDO_MAP_IDX = 5
+BPF_PSEUDO_MAP_IDX_VALUE = 6
+BPF_PSEUDO_CALL = 1
+BPF_PSEUDO_KFUNC_CALL = 2
+
+# local storage get helpers
+BPF_LOCAL_STORAGE_GET_F_CREATE = 1 << 0
+
+# return codes of programs at a device
+TCX_NEXT = -1
+TCX_PASS = 0
+TCX_DROP = 2
+TCX_REDIRECT = 7
+NETKIT_NEXT = -1
+NETKIT_PASS = 0
+NETKIT_DROP = 2
+NETKIT_REDIRECT = 7
+
+# orders of the cgroup iterator
+BPF_CGROUP_ITER_SELF_ONLY = 1
+BPF_CGROUP_ITER_DESCENDANTS_PRE = 2
+BPF_CGROUP_ITER_DESCENDANTS_POST = 3
+BPF_CGROUP_ITER_ANCESTORS_UP = 4
+
+# states of a struct_ops value: enum bpf_struct_ops_state of include/linux/bpf.h (not UAPI)
+BPF_STRUCT_OPS_STATE_INIT = 0
+BPF_STRUCT_OPS_STATE_INUSE = 1
+BPF_STRUCT_OPS_STATE_TOBEFREE = 2
+BPF_STRUCT_OPS_STATE_READY = 3
+
+# kinds of BTF types: include/uapi/linux/btf.h
+BTF_KIND_INT = 1
+BTF_KIND_PTR = 2
+BTF_KIND_ARRAY = 3
+BTF_KIND_STRUCT = 4
+BTF_KIND_UNION = 5
+BTF_KIND_ENUM = 6
+BTF_KIND_FWD = 7
+BTF_KIND_TYPEDEF = 8
+BTF_KIND_VOLATILE = 9
+BTF_KIND_CONST = 10
+BTF_KIND_RESTRICT = 11
+BTF_KIND_FUNC = 12
+BTF_KIND_FUNC_PROTO = 13
+BTF_KIND_VAR = 14
+BTF_KIND_DATASEC = 15
+BTF_KIND_FLOAT = 16
+BTF_KIND_DECL_TAG = 17
+BTF_KIND_TYPE_TAG = 18
+BTF_KIND_ENUM64 = 19
