@@ -110,6 +110,19 @@ class Cache:
         with self._lock(kind, key, say=None, wait_s=60.0):
             self._discard(kind, key)
 
+    def sweep(self) -> None:
+        """Delete what makers that were killed left behind; those still at work are not disturbed."""
+        for kind in _visible(self.root):
+            for path in sorted(kind.iterdir()):
+                if not path.name.startswith((".new-", ".old-")):
+                    continue
+                key = path.name[len(".new-") :].rpartition("-")[0]
+                with (
+                    contextlib.suppress(KernrigError, ValueError),
+                    self._lock(kind.name, key, say=None, wait_s=0),
+                ):
+                    _delete(path)
+
     def damage(self, kind: str, key: str, *, thorough: bool = False) -> str | None:
         """What is wrong with the entry ("it is missing" included), or None when it is as it was made.
 
@@ -117,6 +130,7 @@ class Cache:
         with `thorough`, its content is compared with the recorded SHA-256.
         """
         path = self._path(kind, key)
+        base = str(path)
         try:
             meta = json.loads((path / META).read_bytes())
             if meta["format"] != META_FORMAT:
@@ -125,7 +139,7 @@ class Cache:
             links: dict[str, str] = meta["links"]
             for name, (size, mtime_ns, sha256) in files.items():
                 if (
-                    fault := _file_damage(path / name, size, mtime_ns, sha256, thorough=thorough)
+                    fault := _file_damage(f"{base}/{name}", size, mtime_ns, sha256, thorough=thorough)
                 ) is not None:
                     return f"{name} {fault}"
             for name, target in links.items():
@@ -274,9 +288,9 @@ def _describe(root: Path) -> dict[str, object]:
     return {"format": META_FORMAT, "files": files, "links": links}
 
 
-def _file_damage(path: Path, size: int, mtime_ns: int, sha256: str | None, *, thorough: bool) -> str | None:
+def _file_damage(path: str, size: int, mtime_ns: int, sha256: str | None, *, thorough: bool) -> str | None:
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except FileNotFoundError:
         return "is missing"
     if not stat.S_ISREG(found.st_mode):
@@ -286,7 +300,7 @@ def _file_damage(path: Path, size: int, mtime_ns: int, sha256: str | None, *, th
     same_time = found.st_mtime_ns == mtime_ns
     if same_time and not (thorough and sha256):
         return None
-    if sha256 is None or _sha256(path) != sha256:
+    if sha256 is None or _sha256(Path(path)) != sha256:
         return "has changed"
     if not same_time:
         # Restored from a backup or copied: same content, so spare the next check the reading.

@@ -227,6 +227,17 @@ def test_a_killed_maker_leaves_its_place_to_the_next(cache: Cache, tmp_path: Pat
     assert leftovers(cache) == []
 
 
+def test_sweeping_spares_those_at_work(cache: Cache, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with start_worker(cache, log) as first:
+        wait_until_making(log)
+        cache.sweep()
+        assert len(leftovers(cache)) == 1
+        first.kill()
+    cache.sweep()
+    assert leftovers(cache) == []
+
+
 def test_waiting_has_an_end(cache: Cache, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with start_worker(cache, log) as first:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""The values that describe a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.kernels.config import KernelConfig
+
+if TYPE_CHECKING:
+    from harness.cache import Cache
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a kernel comes from.
+
+    `source` is `debian` or `local`, `package` the Debian image package or the path that was given,
+    `version` the Debian version or the kernel's release, `sha256` the checksum of the bzImage. `suites` are
+    Debian's suites that had it when it was fetched, `parts` the files it was made from, each as `SHA256
+    NAME`.
+    """
+
+    source: str
+    package: str
+    version: str
+    sha256: str
+    suites: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What modules are built against. `build` is the directory for `make -C` (it has `Makefile`, `.config`
+    and `Module.symvers`); it lies in `root`.
+
+    Debian's packages are unpacked into `root` as they are: `usr/src/linux-headers-RELEASE` (= `build`),
+    `usr/src/linux-headers-*-common` and `usr/lib/linux-kbuild-*`. Their makefiles and links name each other
+    by absolute paths (`/usr/src`, `/usr/lib`), which nothing here rewrites. For a kernel tree `root ==
+    build`.
+    """
+
+    root: Path
+    build: Path
+    release: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that is ready to boot: all files lie in the cache and do not change.
+
+    `name` is what the user asked for, `release` what `uname -r` says; `modules` is the directory whose
+    content is that of `lib/modules/RELEASE`, with `depmod`'s indexes, or None when there are none; `btf`
+    holds the raw BTF of vmlinux; `digest` changes when the bzImage, a module or the configuration does.
+    """
+
+    name: str
+    release: str
+    vmlinuz: Path
+    modules: Path | None
+    btf: Path
+    digest: str
+    provenance: Provenance
+    config: KernelConfig = field(compare=False, repr=False)
+
+    def headers(self, cache: Cache, say: Callable[[str], None] | None = None) -> Headers:
+        """What is needed to build modules for this kernel, fetched when it is not in the cache.
+
+        Raises KernrigError when there is none.
+        """
+        if self.provenance.source == "debian":
+            from harness.kernels import debian
+
+            return debian.headers(self, cache=cache, say=say)
+        from harness.kernels import local
+
+        return local.headers(self)
+
+
+@dataclass(frozen=True)
+class AvailableKernel:
+    """One kernel that a name can stand for. `incomplete` says why it cannot be used, None if it can;
+    `fetched` whether it is in the cache already; `name` is the exact name that selects it."""
+
+    name: str
+    release: str
+    version: str
+    suites: tuple[str, ...]
+    incomplete: str | None
+    fetched: bool
