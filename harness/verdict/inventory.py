@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What exists in a guest at one moment: BPF objects, modules, network namespaces, pins.
 
-The guest fills an `Inventory` before and after a scenario and sends it as JSON; `harness.verdict.leaks` compares the
-two. Needs nothing but the standard library, so that it can be imported on either side.
+The guest fills an `Inventory` before and after a scenario and sends it as JSON; `harness.verdict.leaks`
+compares the two. Needs nothing but the standard library, so that it can be imported on either side.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _FORM = "inventory: {what}: expected {expected}, got {got!r}"
 class Item:
     """One object of the guest.
 
-    `id` is what the kernel calls it: the number that `BPF_*_GET_NEXT_ID` hands out for programs, maps, links and BTF,
-    the module's name, the namespace's inode number, the pin's path. `name` is for people: the program's or map's name,
-    a link's type and target, the name under /run/netns, what is pinned. `extra` holds further facts as strings or
-    numbers, see the fields of `Inventory` for those that `leaks` reads.
+    `id` is what the kernel calls it: the number that `BPF_*_GET_NEXT_ID` hands out for programs, maps, links
+    and BTF, the module's name, the namespace's inode number, the pin's path. `name` is for people: the
+    program's or map's name, a link's type and target, the name under /run/netns, what is pinned. `extra`
+    holds further facts as strings or numbers, see the fields of `Inventory` for those that `leaks` reads.
     """
 
     id: int | str
@@ -60,10 +60,10 @@ class Item:
 class Inventory:
     """Everything of the guest that a scenario could leave behind. Each field's items are sorted by id.
 
-    progs: extra `type`, `tag`. maps: extra `type`. links: extra `type`, `prog_id`. btfs: extra `kernel` (1 for vmlinux
-    and modules, as `bpf_btf_info.kernel_btf` says). modules: id = name; extra `refcount`, `state` ("Live", "Loading",
-    "Unloading") and `taint` (the letters in brackets at the end of its line in /proc/modules, "" for none). netns: id =
-    inode number. pins: id = path under /sys/fs/bpf; extra `kind`.
+    progs: extra `type`, `tag`. maps: extra `type`. links: extra `type`, `prog_id`. btfs: extra `kernel` (1
+    for vmlinux and modules, as `bpf_btf_info.kernel_btf` says). modules: id = name; extra `refcount`, `state`
+    ("Live", "Loading", "Unloading") and `taint` (the letters in brackets at the end of its line in
+    /proc/modules, "" for none). netns: id = inode number. pins: id = path under /sys/fs/bpf; extra `kind`.
     """
 
     progs: tuple[Item, ...] = ()
@@ -85,7 +85,9 @@ class Inventory:
 
     @classmethod
     def from_json(cls, data: object) -> Inventory:
-        """The inventory that `to_json` described; a kind that is absent is empty. ValueError when the form is wrong."""
+        """The inventory that `to_json` described; a kind that is absent is empty. ValueError when the form is
+        wrong.
+        """
         if not isinstance(data, Mapping):
             raise ValueError(_FORM.format(what="inventory", expected="an object", got=data))
         kinds: dict[str, list[Item]] = {}
