@@ -38,11 +38,11 @@ def mirror() -> str:
     )
 
 
-def download(tar: Path, packages: Iterable[str], mirror: str) -> dict[str, str]:
+def download(tar: Path, packages: Iterable[str], archive: str | None) -> dict[str, str]:
     """Write a tar archive of `packages` and their dependencies, unpacked; returns versions by package name.
 
-    Raises HostError when the host lacks mmdebstrap or the archive's keys, KernrigError when mmdebstrap fails
-    (mmdebstrap(1)).
+    `archive` is the address of a Debian archive; None takes what `mirror` finds. Raises HostError when the
+    host lacks mmdebstrap, the archive's keys or an archive, KernrigError when mmdebstrap(1) fails.
     """
     program = host.which("mmdebstrap")
     if program is None:
@@ -52,14 +52,16 @@ def download(tar: Path, packages: Iterable[str], mirror: str) -> dict[str, str]:
             f"building the image needs the keys of Debian's archive; there is no {host.KEYRING}",
             hint="apt-get install debian-archive-keyring",
         )
+    if archive is None:
+        archive = mirror()
     # Nothing of the packages runs, so an ordinary user needs neither fakeroot nor user namespaces.
     mode = "root" if os.geteuid() == 0 else "chrootless"
     command = [str(program), "--variant=extract", f"--mode={mode}", "--architectures=amd64"]
     command += [f"--include={','.join(packages)}", f"--keyring={host.KEYRING}", "--skip=output/dev"]
-    command += [f"--extract-hook={_LIST_PACKAGES}", "--format=tar", SUITE, "-", mirror]
+    command += [f"--extract-hook={_LIST_PACKAGES}", "--format=tar", SUITE, "-", archive]
     done = tools.run(
         command,
-        step=f"unpacking Debian {SUITE} packages from {mirror}",
+        step=f"unpacking Debian {SUITE} packages from {archive}",
         hint=_hint,
         to=tar,
         # Where whoever made `tar`'s directory will take it away, should mmdebstrap be killed.

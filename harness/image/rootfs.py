@@ -62,7 +62,7 @@ def make(target: Path, what: Recipe, *, mirror: str | None, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="build.", dir=target) as scratch:
         tar, root = Path(scratch) / "root.tar", Path(scratch) / "root"
         say(f"image: downloading and unpacking Debian {debian.SUITE} packages")
-        packages = debian.download(tar, what.packages, mirror or debian.mirror())
+        packages = debian.download(tar, what.packages, mirror)
         debian.unpack(tar, root, what)
         tar.unlink()
         say("image: installing the guest's Python packages")

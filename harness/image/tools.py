@@ -17,6 +17,9 @@ from harness.errors import KernrigError
 EPOCH = 1754697600
 NOEXEC_HINT = "the host must be able to run x86-64 programs from the cache directory (is it mounted noexec?)"
 
+# Whatever is downloaded has time-outs of its own; this ends what is stuck beyond them.
+_LONGEST_S = 1800.0
+_STUCK_HINT = "is the network or a disk stuck? Ending it and trying again is safe"
 _LOG_LINES = 8
 # mmdebstrap takes away what it has unpacked when it is told to end.
 _ENDING_S = 15.0
@@ -60,7 +63,10 @@ def run(
             os.close(target)
     with process:
         try:
-            out, err = process.communicate()
+            out, err = process.communicate(timeout=_LONGEST_S)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise KernrigError(f"{step} failed: no end after {_LONGEST_S:.0f} s", hint=_STUCK_HINT) from error
         except BaseException:
             _end(process)
             raise
@@ -69,7 +75,9 @@ def run(
         advice = hint if isinstance(hint, str) else hint(log)
         if "No space left on device" in log:
             advice = "free some disk space, in the cache directory and in the one for temporary files"
-        tail = "".join(f"\n  {line}" for line in log.strip().splitlines()[-_LOG_LINES:])
+        # mmdebstrap's own progress follows what its apt-get has to say.
+        said = [line for line in log.strip().splitlines() if not line.startswith("I: ")]
+        tail = "".join(f"\n  {line}" for line in said[-_LOG_LINES:])
         ended = f"{Path(command[0]).name} ended with status {process.returncode}"
         raise KernrigError(f"{step} failed: {ended}{tail}", hint=advice)
     return Output("" if out is None else out.decode(errors="replace"), log)
