@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""A pytest session that is configured and collected once, and whose items run later, each in a forked child."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.config import _prepareconfig
+
+Send = Callable[[dict[str, Any]], None]
+
+_NOT_HERE = ("cacheprovider", "junitxml", "pastebin", "faulthandler", "stepwise", "debugging", "logging")
+_MARKERS = (
+    "vm(cpus=, memory=, append=): the shape of the machine",
+    "expect_splat(regex, reason=): the kernel is to complain like this",
+    "known_issue(finding, reason=): the kernel is known to misbehave",
+)
+
+
+class _Collector:
+    """Keeps the reports of what could not be collected."""
+
+    def __init__(self) -> None:
+        self.errors: list[dict[str, str]] = []
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.errors.append({"nodeid": report.nodeid, "text": report.longreprtext})
+
+
+class _Reporter:
+    """Sends reports and warnings of one item as they happen."""
+
+    def __init__(self, config: pytest.Config, send: Send) -> None:
+        self._config = config
+        self._send = send
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._send({"type": "report", "report": data})
+
+    def pytest_warning_recorded(
+        self,
+        warning_message: warnings.WarningMessage,
+        when: str,
+        nodeid: str,
+        location: tuple[str, int, str] | None,
+    ) -> None:
+        self._send(
+            {
+                "type": "warning",
+                "text": str(warning_message.message),
+                "category": warning_message.category.__name__,
+                "filename": warning_message.filename,
+                "lineno": warning_message.lineno,
+                "when": when,
+                "nodeid": nodeid,
+                "location": location,
+            }
+        )
+
+
+class WarmSession:
+    """`items` can be run any number of times, each time in a child of its own.
+
+    `root` is pytest's rootdir (node ids are relative to it), `paths` what to collect below it, `options` further
+    command-line words. `errors` tells which files could not be collected, and why.
+    """
+
+    def __init__(self, root: Path, paths: list[str], options: list[str]) -> None:
+        os.chdir(root)
+        words = [word for name in _NOT_HERE for word in ("-p", f"no:{name}")]
+        words += ["-c", os.devnull, f"--rootdir={root}", "--continue-on-collection-errors", "-q"]
+        self.config = _prepareconfig([*words, *options, *paths], [collector := _Collector()])
+        for line in _MARKERS:
+            self.config.addinivalue_line("markers", line)
+        self.config._do_configure()
+        # What it would print belongs to the host; its options (verbosity, traceback style) are needed here.
+        self.config.pluginmanager.unregister(name="terminalreporter")
+        self._session = pytest.Session.from_config(self.config)
+        self.config.hook.pytest_sessionstart(session=self._session)
+        self.config.hook.pytest_collection(session=self._session)
+        self.items: list[pytest.Item] = list(self._session.items)
+        self.errors = collector.errors
+        self._by_id = {item.nodeid: item for item in self.items}
+
+    def stop_capturing(self) -> None:
+        """Give the process its standard output and error back (pytest's -s)."""
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        assert capture is not None
+        capture.stop_global_capturing()
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def run(self, nodeid: str, options: dict[str, Any], send: Send) -> None:
+        """Run one item's set-up, call and tear-down, sending its reports. Ends the process's use of the session."""
+        item = self._by_id.get(nodeid)
+        if item is None:
+            send({"type": "missing", "errors": self.errors})
+            return
+        for name, value in options.items():
+            setattr(self.config.option, name, value)
+        self.config.pluginmanager.register(_Reporter(self.config, send), "kernrig-reporter")
+        self.config.hook.pytest_runtest_protocol(item=item, nextitem=None)

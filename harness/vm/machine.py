@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""A running machine: a clone of a template or a cold-booted one, reached over SSH."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.deadline import Deadline, DeadlineError
+from harness.ssh import Lines, SshClient, SshError
+from harness.vm import template as templates
+from harness.vm.blueprint import Blueprint
+from harness.vm.process import QemuProcess
+from harness.vm.template import Template
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from harness.tree import Tree
+
+AGENT_SOCKET = "/run/kernrig/agent.sock"
+CONNECT_SECONDS = 30
+PING_SECONDS = 8
+_END_GRACE_SECONDS = 3
+
+
+class MachineLostError(Exception):
+    """The machine ended, or its agent did, while it was needed. `how` describes it; the console has the rest."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+@dataclass(frozen=True)
+class End:
+    """How a machine ended: QEMU's exit status (None: it had to be killed by us), what QEMU wrote, whether the
+    console shows a panic."""
+
+    status: int | None
+    errors: str
+    panicked: bool
+
+
+class Machine:
+    """One machine. A context manager; leaving it ends the machine, whatever state it is in.
+
+    Made by `clone` (milliseconds) or `boot` (seconds), in the thread that will outlive it.
+    """
+
+    def __init__(self, process: QemuProcess, *, key: paramiko.PKey, host_key: str, prefix: bytes) -> None:
+        self.process = process
+        self.started = time.monotonic()
+        self._key = key
+        self._host_key = host_key
+        self._prefix = prefix
+        self._ssh: SshClient | None = None
+        self._killed = False
+
+    @classmethod
+    def clone(cls, template: Template) -> Self:
+        """A copy of the frozen machine that runs at once."""
+        process = template.start()
+        process.control.sendall(templates.wake_message())
+        return cls(
+            process,
+            key=template.ssh_key,
+            host_key=template.facts["host_key"],
+            prefix=template.ssh_prefix,
+        )
+
+    @classmethod
+    def boot(cls, blueprint: Blueprint, tree: Tree) -> tuple[Self, dict[str, Any]]:
+        """A machine booted from cold with the tree loaded, and what was collected. Nothing is frozen or kept."""
+        private, public = templates.new_key()
+        with tempfile.TemporaryDirectory(prefix="kernrig-") as directory:
+            memory = Path(directory, "memory")
+            templates.make_memory_file(memory, blueprint.shape.memory)
+            process, said = templates.cold_boot(blueprint, memory, public_key=public)
+        try:
+            loaded = templates.load(process, tree)
+            process.control.sendall(templates.wake_message())
+        except BaseException:
+            process.close()
+            raise
+        key = templates.load_key(private)
+        return cls(process, key=key, host_key=said["host_key"], prefix=b""), said | loaded
+
+    def ssh(self, *, seconds: float = CONNECT_SECONDS) -> SshClient:
+        """The machine's SSH connection, made at the first call. Raises SshError, DeadlineError, MachineLostError."""
+        if self._ssh is None or not self._ssh.alive():
+            deadline = Deadline.after(seconds, "SSH to the guest")
+            prefix, self._prefix = self._prefix, b""
+            try:
+                self._ssh = SshClient(
+                    self.process.ssh, key=self._key, host_key=self._host_key, deadline=deadline, prefix=prefix
+                )
+            except (SshError, DeadlineError) as error:
+                if self.ended():
+                    raise MachineLostError(f"QEMU ended before SSH was there ({error})") from error
+                raise
+        return self._ssh
+
+    def job(self, request: dict[str, Any], *, deadline: Deadline) -> Iterator[dict[str, Any]]:
+        """Give the agent a job and yield its messages, the last of which has type "end".
+
+        Raises MachineLostError when the machine goes away before that, DeadlineError when it takes too long.
+        """
+        try:
+            with contextlib.closing(self.ssh().open_socket(AGENT_SOCKET, deadline=deadline)) as channel:
+                channel.settimeout(deadline.check())
+                channel.sendall(json.dumps(request).encode() + b"\n")
+                lines = Lines(channel)
+                while True:
+                    line = self._next(lines, deadline)
+                    if line is None:
+                        if self.ended(wait=_END_GRACE_SECONDS):
+                            raise MachineLostError("the machine ended")
+                        raise MachineLostError("the guest's agent hung up")
+                    message: dict[str, Any] = json.loads(line)
+                    yield message
+                    if message["type"] in ("end", "pong"):
+                        return
+        except (SshError, OSError, EOFError) as error:
+            if isinstance(error, DeadlineError):
+                raise
+            if self.ended(wait=_END_GRACE_SECONDS):
+                raise MachineLostError("the machine ended") from error
+            raise MachineLostError(f"the connection broke: {error}") from error
+
+    def _next(self, lines: Lines, deadline: Deadline) -> bytes | None:
+        """The next line; a panic on the console ends the wait early, as the guest will say nothing more."""
+        while True:
+            piece = Deadline.after(min(0.5, deadline.check()), deadline.what, scaled=False)
+            try:
+                return lines.next(piece)
+            except DeadlineError:
+                if self.process.console.panicked.is_set():
+                    self.ended(wait=_END_GRACE_SECONDS)
+                    raise MachineLostError("the kernel panicked") from None
+                if self.ended():
+                    raise MachineLostError("the machine ended") from None
+
+    def ping(self) -> dict[str, Any] | None:
+        """Whether the agent still answers: what its jobs are doing, or None when it does not."""
+        try:
+            return next(self.job({"op": "ping"}, deadline=Deadline.after(PING_SECONDS, "the agent's answer")))
+        except (MachineLostError, DeadlineError, StopIteration):
+            return None
+
+    def ended(self, *, wait: float = 0.0) -> bool:
+        """Whether QEMU is gone, waiting for that at most `wait` seconds."""
+        try:
+            self.process.wait(Deadline.after(wait, "QEMU's end"))
+        except DeadlineError:
+            return False
+        return True
+
+    def end(self) -> End:
+        """How the machine ended; kills it if it has not."""
+        status = self.process.status()
+        if status is None:
+            self._killed = True
+            self.process.kill()
+        self.process.console.finish()
+        return End(
+            None if self._killed else status, self.process.errors(), self.process.console.panicked.is_set()
+        )
+
+    def close(self) -> None:
+        """End the machine at once."""
+        if self.process.status() is None:
+            self._killed = True
+        self.process.kill()
+        if self._ssh is not None:
+            self._ssh.close()
+        self.process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

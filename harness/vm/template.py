@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: MIT
+"""Templates: a machine booted once, frozen, and kept; then the same with a scenario tree loaded into it.
+
+A template is a cache entry: `memory` (the guest's RAM, a sparse file that clones map copy-on-write), `state` (QEMU's
+device state), the SSH key pair and host key, and the server's first words, which were received before the freeze.
+The way is QEMU's: share=on while the template is made, migration with x-ignore-shared, so that RAM is never copied.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cache import Cache, digest
+from harness.deadline import Deadline, DeadlineError, slow_factor
+from harness.errors import KernrigError
+from harness.vm import devices
+from harness.vm.blueprint import Blueprint
+from harness.vm.process import NOBODY, QemuProcess
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from harness.tree import Tree
+
+Say = Callable[[str], None]
+
+BOOT_SECONDS = 90
+LOAD_SECONDS = 60
+FREEZE_SECONDS = 60
+BOOT_TRIES = 3
+_SSH_MSG_KEXINIT = 20  # RFC 4253, section 12
+
+
+class TemplateError(KernrigError):
+    """A machine could not be booted, loaded or frozen."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A frozen machine on disk, see this module's text."""
+
+    blueprint: Blueprint
+    directory: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the guest said: `release`, `host_key`, `items`, `errors` (of collection)."""
+        facts: dict[str, Any] = json.loads((self.directory / "facts.json").read_text())
+        return facts
+
+    @cached_property
+    def ssh_key(self) -> paramiko.PKey:
+        """The client's private key, made for this template only."""
+        return load_key((self.directory / "key").read_text())
+
+    @cached_property
+    def ssh_prefix(self) -> bytes:
+        """The SSH server's identification and key-exchange proposal, sent before the freeze."""
+        return (self.directory / "ssh-prefix").read_bytes()
+
+    def start(self, *, memory_file: Path | None = None, inherit: tuple[int, ...] = ()) -> QemuProcess:
+        """A QEMU that goes on from the frozen state: a clone, or with `memory_file` (writable) a new template's start.
+
+        Everything is inherited open, since QEMU itself has no right to read our files.
+        """
+        shared = memory_file is not None
+        path = memory_file or self.directory / "memory"
+        memory_fd = os.open(path, os.O_RDWR if shared else os.O_RDONLY)
+        state_fd = os.open(self.directory / "state", os.O_RDONLY)
+        ours, theirs = socket.socketpair()
+        try:
+            memory = devices.Memory(memory_fd, self.blueprint.shape.memory, shared=shared)
+            incoming = devices.Incoming(state_fd, theirs.fileno(), ours)
+            ours.sendall(incoming.orders())
+            fds = (memory_fd, state_fd, theirs.fileno(), *inherit)
+            return self.blueprint.start(memory, incoming, inherit=fds)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(memory_fd)
+            os.close(state_fd)
+
+
+def boot_template(blueprint: Blueprint, *, cache: Cache, say: Say) -> Template:
+    """The boot stage, made unless it is in the cache."""
+
+    def make(directory: Path) -> None:
+        for attempt in range(1, BOOT_TRIES + 1):
+            say(f"booting {blueprint.kernel.release} ({blueprint.shape}, {blueprint.accel.name})")
+            try:
+                _make_boot(blueprint, directory)
+                return
+            except (TemplateError, DeadlineError) as error:
+                if attempt == BOOT_TRIES:
+                    raise
+                say(f"try {attempt} of {BOOT_TRIES} failed: {error}")
+                for file in directory.iterdir():
+                    file.unlink()
+
+    return Template(blueprint, cache.build("boot-template", blueprint.key, make, say=say))
+
+
+def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Template:
+    """The load stage: `base` with the tree unpacked, imported and collected."""
+
+    def make(directory: Path) -> None:
+        say(f"loading {tree.scenario_files} scenario files")
+        _make_load(base, tree, directory)
+
+    key = digest(base.directory.name, tree.digest)
+    return Template(base.blueprint, cache.build("load-template", key, make, say=say))
+
+
+def cold_boot(
+    blueprint: Blueprint,
+    memory_file: Path,
+    *,
+    public_key: str,
+    inherit: tuple[int, ...] = (),
+    seconds: float = BOOT_SECONDS,
+) -> tuple[QemuProcess, dict[str, Any]]:
+    """Boot a machine whose RAM is the given file; returns it with what its guest said, ready to be loaded.
+
+    Raises TemplateError with the console's tail when the guest does not come up.
+    """
+    shape = blueprint.shape
+    fds = [os.open(memory_file, os.O_RDWR)]
+    try:
+        fds += [os.open(path, os.O_RDONLY) for path in (blueprint.kernel.vmlinuz, blueprint.image.initramfs)]
+        memory = devices.Memory(fds[0], shape.memory, shared=True)
+        boot = devices.Boot(fds[1], fds[2], blueprint.command_line())
+
+        process = blueprint.start(memory, boot, inherit=(*fds, *inherit))
+    finally:
+        for fd in fds:
+            os.close(fd)
+    try:
+        deadline = Deadline.after(seconds, f"kernel {blueprint.kernel.release} to boot")
+        control = ControlPort(process)
+        hello = control.receive(deadline)
+        control.send(authorized_key=public_key, time=time.time(), slow=slow_factor())
+        ready = control.receive(deadline)
+    except BaseException as error:
+        process.close()
+        if isinstance(error, DeadlineError | TemplateError):
+            raise TemplateError(
+                f"The guest did not come up: {error}{_console_tail(process)}",
+                hint="see the console above; `kernrig shell --console` boots it by hand",
+            ) from error
+        raise
+    return process, hello | ready
+
+
+def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
+    """Send the tree to a booted machine that is not loaded yet; returns what was collected."""
+    deadline = Deadline.after(LOAD_SECONDS, "the scenarios to be loaded in the guest")
+    control = ControlPort(process)
+    archive = tree.archive()
+    control.send(**tree.request(), size=len(archive))
+    control.send_bytes(archive, deadline)
+    try:
+        return control.receive(deadline)
+    except (DeadlineError, TemplateError) as error:
+        raise TemplateError(f"The scenario tree could not be loaded: {error}{_console_tail(process)}") from error
+
+
+def wake_message() -> bytes:
+    """What a clone is told first: fresh randomness, its identity, the time."""
+    message = {
+        "op": "wake",
+        "seed": secrets.token_hex(64),
+        "machine_id": secrets.token_hex(16),
+        "time": time.time(),
+        "slow": slow_factor(),
+    }
+    return json.dumps(message).encode() + b"\n"
+
+
+class ControlPort:
+    """Our end of the guest's control port: lines of JSON."""
+
+    def __init__(self, process: QemuProcess) -> None:
+        self._process = process
+        self._socket = process.control
+        self._rest = b""
+
+    def send(self, **message: Any) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def send_bytes(self, data: bytes, deadline: Deadline) -> None:
+        self._socket.settimeout(deadline.check())
+        try:
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise deadline.error("the guest does not read") from None
+        except OSError as error:
+            raise TemplateError(f"the machine has ended ({_end(self._process)}): {error}") from error
+
+    def receive(self, deadline: Deadline) -> dict[str, Any]:
+        """The next message. Raises DeadlineError, or TemplateError when the machine has ended."""
+        while b"\n" not in self._rest:
+            self._socket.settimeout(deadline.check())
+            try:
+                data = self._socket.recv(65536)
+            except TimeoutError:
+                raise deadline.error() from None
+            except OSError:
+                data = b""
+            if not data:
+                raise TemplateError(f"the machine has ended ({_end(self._process)})")
+            self._rest += data
+        line, self._rest = self._rest.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+def _end(process: QemuProcess) -> str:
+    """How QEMU ended, in words."""
+    try:
+        status = process.wait(Deadline.after(2, "QEMU's end"))
+    except DeadlineError:
+        return "QEMU still runs"
+    said = process.errors().strip()
+    return f"QEMU's exit status {status}" + (f", it said: {said[-500:]}" if said else "")
+
+
+def _console_tail(process: QemuProcess, lines: int = 25) -> str:
+    process.console.finish(0.2)
+    tail = process.console.text().splitlines()[-lines:]
+    return "\n  console: " + "\n  console: ".join(tail) if tail else "\n  (nothing was printed on its console)"
+
+
+def make_memory_file(path: Path, size_mib: int) -> None:
+    """An empty, sparse memory file that QEMU may open, whoever it runs as."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.ftruncate(fd, size_mib << 20)
+        give_to_qemu(fd)
+    finally:
+        os.close(fd)
+
+
+def give_to_qemu(fd: int) -> None:
+    """As root, QEMU runs as nobody and opens its memory file by descriptor: let it be the owner."""
+    if os.geteuid() == 0:
+        os.fchown(fd, NOBODY, NOBODY)
+
+
+def new_key() -> tuple[str, str]:
+    """A new Ed25519 key for SSH: (private, OpenSSH's form; public, one authorized_keys line)."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private.decode(), public.decode()
+
+
+def load_key(text: str) -> paramiko.PKey:
+    import paramiko
+
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
+
+
+def _first_flight(connection: socket.socket, deadline: Deadline) -> bytes:
+    """Read the SSH server's identification line and its KEXINIT packet (RFC 4253, sections 4.2 and 6)."""
+    data = b""
+    while True:
+        line_end = data.find(b"\n") + 1
+        if line_end and len(data) >= line_end + 6:
+            length = int.from_bytes(data[line_end : line_end + 4], "big")
+            if data[line_end + 5] != _SSH_MSG_KEXINIT:
+                raise TemplateError(f"the guest's SSH server began with {data[:80]!r}")
+            if len(data) >= line_end + 4 + length:
+                return data
+        connection.settimeout(deadline.check())
+        try:
+            part = connection.recv(4096)
+        except TimeoutError:
+            raise deadline.error("the guest's SSH server says nothing") from None
+        if not part:
+            raise TemplateError("the guest's SSH port was closed")
+        data += part
+
+
+@contextmanager
+def _state_file(directory: Path) -> Iterator[int]:
+    """The descriptor, for QEMU to inherit, of the file that takes the device state."""
+    fd = os.open(directory / "state", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        give_to_qemu(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _freeze(process: QemuProcess, state_fd: int) -> None:
+    """Write the machine's device state and end it. RAM is in the memory file and is not written.
+
+    Migration stops the machine itself, and remembers that it ran: a clone then needs no order to go on.
+    """
+    monitor = process.monitor()
+    monitor.execute(
+        "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+    )
+    monitor.execute("migrate", {"uri": f"file:/proc/self/fd/{state_fd}"})
+    deadline = Deadline.after(FREEZE_SECONDS, "the machine's state to be written")
+    while (status := monitor.execute("query-migrate").get("status")) != "completed":
+        if status in ("failed", "cancelled"):
+            raise TemplateError(f"QEMU could not write the machine's state: {status}{process.errors()}")
+        deadline.check()
+        time.sleep(0.002)
+    monitor.execute("quit")
+    process.wait(Deadline.after(20, "QEMU to quit"))
+
+
+def _make_boot(blueprint: Blueprint, directory: Path) -> None:
+    private, public = new_key()
+    make_memory_file(directory / "memory", blueprint.shape.memory)
+    with ExitStack() as stack:
+        state_fd = stack.enter_context(_state_file(directory))
+        process, said = cold_boot(blueprint, directory / "memory", public_key=public, inherit=(state_fd,))
+        stack.callback(process.close)
+        prefix = _first_flight(process.ssh, Deadline.after(30, "the guest's SSH server"))
+        _freeze(process, state_fd)
+        (directory / "console").write_text(process.console.text())
+    (directory / "ssh-prefix").write_bytes(prefix)
+    key = directory / "key"
+    key.touch(mode=0o600)
+    key.write_text(private)
+    facts = {name: said[name] for name in ("release", "host_key")}
+    (directory / "facts.json").write_text(json.dumps(facts))
+
+
+def _make_load(base: Template, tree: Tree, directory: Path) -> None:
+    copy_sparse(base.directory / "memory", directory / "memory")
+    with ExitStack() as stack:
+        state_fd = stack.enter_context(_state_file(directory))
+        process = base.start(memory_file=directory / "memory", inherit=(state_fd,))
+        stack.callback(process.close)
+        loaded = load(process, tree)
+        _freeze(process, state_fd)
+        (directory / "console").write_text(process.console.text())
+    for name in ("ssh-prefix", "key"):
+        (directory / name).write_bytes((base.directory / name).read_bytes())
+    (directory / "key").chmod(0o600)
+    (directory / "facts.json").write_text(
+        json.dumps(base.facts | {"items": loaded["items"], "errors": loaded["errors"]})
+    )
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a sparse file: only its data, and by reference where the file system can."""
+    with source.open("rb") as reader:
+        fd = os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            size = os.fstat(reader.fileno()).st_size
+            os.ftruncate(fd, size)
+            offset = 0
+            while offset < size:
+                try:
+                    start = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
+                except OSError:  # ENXIO: nothing but a hole is left
+                    break
+                end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+                while start < end:
+                    done = os.copy_file_range(reader.fileno(), fd, end - start, start, start)
+                    if done == 0:
+                        raise TemplateError(f"{source} became shorter while it was copied")
+                    start += done
+                offset = end
+            give_to_qemu(fd)
+        finally:
+            os.close(fd)
+
+
