@@ -25,7 +25,8 @@ POINTER_FRESH_S = 24 * 3600.0
 _RETRY_S = 300.0
 _EXACT = re.compile(r"\d[^-]*-[^-]+")
 _NAMES = re.compile(
-    r"linux-(?:image|base|binary|modules|headers)-\d[^ ]*-(?:cloud-amd64|common)|linux-kbuild-\d[^ ]*"
+    r"linux-image-cloud-amd64|linux-kbuild-\d[^ ]*|"
+    r"linux-(?:image|base|binary|modules|headers)-\d[^ ]*-(?:cloud-amd64|common)"
 )
 
 
@@ -120,14 +121,14 @@ def _select(cache: Cache, wanted: str, *, say: Say | None, max_age_s: float | No
 
     suites = (*SUITES, *SECURITY_SUITES)
     try:
-        return select(_index(cache, say=say, max_age_s=max_age_s).candidates, wanted, suites)
+        return select(_index(cache, say=say, max_age_s=max_age_s), wanted, suites)
     except HostError:
         raise
     except KernrigError:
         if max_age_s is not None:
             raise
     # Perhaps it appeared since the lists were fetched.
-    return select(_index(cache, say=say, max_age_s=RETRY_S).candidates, wanted, suites)
+    return select(_index(cache, say=say, max_age_s=RETRY_S), wanted, suites)
 
 
 def _make(folder: Path, candidate: Candidate, cache: Cache, say: Say | None) -> None:

@@ -2,8 +2,8 @@
 """Which kernels Debian's package lists offer, what each is made of, and which one a name stands for.
 
 Up to 6.18 `linux-image-RELEASE` holds everything; from 6.19 on it is empty and depends on
-`linux-binary-RELEASE` and `linux-modules-RELEASE`. So dependencies are followed, and a kernel whose
-dependency is in no list is incomplete.
+`linux-binary-RELEASE` (the bzImage), `linux-modules-RELEASE` and `linux-base-RELEASE` (configuration, list of
+built-in modules). So dependencies are followed, and a kernel whose dependency is in no list is incomplete.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from harness.errors import KernrigError
 FLAVOUR = "cloud-amd64"
 STABLE = "trixie"
 
+META = f"linux-image-{FLAVOUR}"
 IMAGE = re.compile(rf"linux-image-(\d[^ ]*-{FLAVOUR})")
 _HOLDS_KERNEL = re.compile(r"linux-(base|binary|modules)-\d")
 _HOLDS_HEADERS = re.compile(r"linux-(headers|kbuild)-\d")
+_SPLIT_FROM_IMAGE = re.compile(r"linux-(binary|modules)-\d")
 _UPSTREAM = re.compile(r"\d+(?:\.\d+)*")
 
 _OPERATORS: dict[str, Callable[[Version, Version], bool]] = {
@@ -118,9 +120,32 @@ class Index:
             if (match := IMAGE.fullmatch(name)) is None:
                 continue
             for package in packages:
-                parts, missing = self._closure(package, _HOLDS_KERNEL)
+                if _names_any(package, IMAGE):
+                    # Only names the newest of a series (bookworm-security's linux-image-6.12-cloud-amd64).
+                    continue
+                if _names_any(package, _SPLIT_FROM_IMAGE):
+                    parts, missing = self._closure(package, _HOLDS_KERNEL)
+                else:
+                    # 6.18's depends on a linux-base-RELEASE too, but holds all that we need.
+                    parts, missing = (package,), None
                 found.append(Candidate(match.group(1), package.version, package.suites, parts, missing))
         return sorted(found, key=lambda each: (Version(each.version), each.release))
+
+    def defaults(self, suite: str) -> list[Candidate]:
+        """The kernels that `linux-image-cloud-amd64` stands for in a suite with its security and
+        point-release updates, oldest first: a suite may have others (bookworm-security has 6.12)."""
+        members = {suite, f"{suite}-security", f"{suite}-updates"}
+        found = []
+        for package in sorted(self._by_name.get(META, ()), key=lambda each: Version(each.version)):
+            if not members & set(package.suites):
+                continue
+            named = [each for choice in package.depends for each in choice if IMAGE.fullmatch(each.name)]
+            found += [
+                candidate
+                for candidate in self.candidates
+                if any(each.met_by(candidate.packages[0]) for each in named)
+            ]
+        return found
 
     def headers(self, release: str, version: str) -> tuple[Package, ...]:
         """The packages needed to build modules for it. Raises KernrigError when one is in no list."""
@@ -180,6 +205,10 @@ def parse(records: str, madison: str) -> list[Package]:
     return list(packages.values())
 
 
+def _names_any(package: Package, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.match(each.name) for choice in package.depends for each in choice)
+
+
 def _alternative(relation: object) -> Alternative:
     assert isinstance(relation, dict)
     operator, version = relation.get("version") or (None, None)
@@ -192,19 +221,17 @@ def _tier(suites: Sequence[str]) -> int:
     return 0 if released else 1 if "sid" in suites else 2
 
 
-def select(candidates: Sequence[Candidate], wanted: str, suites: Sequence[str]) -> Candidate:
+def select(index: Index, wanted: str, suites: Sequence[str]) -> Candidate:
     """The kernel that `debian:WANTED` stands for; the empty string is Debian stable's.
 
     `wanted` is a series or upstream version (`6.12`, `6.12.107`: the newest of it, of released suites if
-    they have one), an exact Debian version, or one of `suites` (its newest). Raises KernrigError when it
-    matches nothing whole, with a list of what there is.
+    they have one), an exact Debian version, or one of `suites` (its default kernel). Raises KernrigError
+    when it matches nothing whole, with a list of what there is.
     """
     name = f"debian:{wanted}" if wanted else "debian"
+    candidates = index.candidates
     if not wanted or wanted in suites:
-        base = wanted or STABLE
-        # Security and point-release updates belong to the suite, backports do not.
-        members = {base, f"{base}-security", f"{base}-updates"}
-        fitting = [each for each in candidates if members & set(each.suites)]
+        fitting = index.defaults(wanted or STABLE)
     elif re.fullmatch(r"\d+(\.\d+)+", wanted):
         numbers = tuple(int(part) for part in wanted.split("."))
         fitting = [each for each in candidates if each.upstream[: len(numbers)] == numbers]

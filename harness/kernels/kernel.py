@@ -39,8 +39,9 @@ class Headers:
 
     Debian's packages are unpacked into `root` as they are: `usr/src/linux-headers-RELEASE` (= `build`),
     `usr/src/linux-headers-*-common` and `usr/lib/linux-kbuild-*`. Their makefiles and links name each other
-    by absolute paths (`/usr/src`, `/usr/lib`), which nothing here rewrites. For a kernel tree `root ==
-    build`.
+    by absolute paths (`/usr/src`, `/usr/lib`), which nothing here rewrites; the programs in
+    `linux-kbuild-*` need the libc of their suite (trixie's `resolve_btfids`: glibc 2.38), which an older
+    host lacks. For a kernel tree `root == build`.
     """
 
     root: Path

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import HostError, KernrigError
 
@@ -131,33 +132,48 @@ def embedded_config(elf: bytes) -> str | None:
         return None
     try:
         return _gunzip(elf[start + 8 :]).decode("utf-8", errors="replace")
-    except zlib.error:
+    except (zlib.error, EOFError):
         return None
 
 
+class _Unpacker(Protocol):
+    """What the decompressors of the standard library and of zstandard share. A payload is followed by its
+    unpacked size, so that "nothing may follow" does not hold."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _whole(unpacker: _Unpacker, data: bytes) -> bytes:
+    unpacked = unpacker.decompress(data)
+    if not unpacker.eof:
+        raise EOFError("it ends too early")
+    return unpacked
+
+
 def _gunzip(data: bytes) -> bytes:
-    # The payload is followed by its unpacked size, so "the rest must be empty" would not hold.
-    unpacker = zlib.decompressobj(wbits=31)
-    return unpacker.decompress(data) + unpacker.flush()
+    return _whole(zlib.decompressobj(wbits=31), data)
 
 
 def _unxz(data: bytes) -> bytes:
-    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(data)
+    return _whole(lzma.LZMADecompressor(format=lzma.FORMAT_XZ), data)
 
 
 def _unlzma(data: bytes) -> bytes:
-    return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE).decompress(data)
+    return _whole(lzma.LZMADecompressor(format=lzma.FORMAT_ALONE), data)
 
 
 def _bunzip2(data: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(data)
+    return _whole(bz2.BZ2Decompressor(), data)
 
 
 def _unzstd(data: bytes) -> bytes:
     import zstandard
 
     try:
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        return _whole(zstandard.ZstdDecompressor().decompressobj(), data)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
 
