@@ -132,7 +132,7 @@ def test_an_interrupted_build_step_takes_its_program_along(tmp_path: Path) -> No
     code = f"from harness.image import tools; tools.run({program!r}, step='x', hint='')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
         # Opened for writing too, so that neither this nor the reading can block for ever.
-        with open(os.open(fifo, os.O_RDWR), "rb") as started:
+        with os.fdopen(os.open(fifo, os.O_RDWR), "rb") as started:
             assert select.select([started], [], [], 20)[0]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGINT)
