@@ -146,7 +146,7 @@ _RULES: tuple[tuple[Kind, int, str], ...] = (
     (
         Kind.OOPS,
         5,
-        r"(?:Oops: )?(?:general protection fault|invalid opcode|divide error|stack segment|int3|bounds)\b.*: ",
+        r"(?:Oops: )?(?:general protection fault|invalid opcode|divide error|stack segment|int3)\b.*: ",
     ),
     (Kind.OOPS, 4, r"Oops: |Internal error: |[A-Za-z][^\[]*: [0-9a-f]{4,8} \[#\d+\]"),
     (Kind.BUG, 5, r"kernel BUG at |BUG: "),
@@ -183,7 +183,7 @@ _VARIABLE = (
     (re.compile(r"(\[\s*)[\w./-]+:\d+(\])"), r"\1TASK\2"),
     (re.compile(r"\b(?:by|in) task \S.*?[/:]\d+"), "by task TASK"),
     (re.compile(r"(: \S+)/\d+/ADDR\b"), r"\1"),
-    (re.compile(r"(\S)[:/]\d+(?= blocked| still|\b,|$)"), r"\1"),
+    (re.compile(r"(\S)[:/]\d+(?= blocked| still\b)|(code: \S+)/\d+$"), r"\1\2"),
     (re.compile(r"\b\d+(\.\d+)?(?=s\b| seconds?\b| bytes?\b)"), "N"),
     (re.compile(r"\[#\d+\]"), "[#N]"),
     (re.compile(r"\s+"), " "),

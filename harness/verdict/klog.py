@@ -41,12 +41,15 @@ class Record:
 
 
 _KMSG = re.compile(
-    r"(?P<prefix>\d{1,5}),(?P<seq>\d{1,20}),(?P<usec>\d{1,20}),(?P<flags>[^,;]*)(?P<more>[^;]*);(?P<text>.*)",
+    r"(?P<prefix>\d{1,5}),(?P<seq>\d{1,20}),(?P<usec>\d{1,20}),(?P<flags>[^,;]*)"
+    r"(?P<more>[^;]*);(?P<text>.*)",
     re.ASCII,
 )
 _CALLER = re.compile(r",caller=([TC]\d+)")
 _CONSOLE = re.compile(
-    r"(?:<(?P<prefix>\d{1,5})>)?\[\s*(?P<sec>\d{1,9})\.(?P<usec>\d{6})\](?:\[\s*(?P<caller>[TC]\d+)\])?(?: (?P<text>.*)|$)"
+    r"(?:<(?P<prefix>\d{1,5})>)?\[\s*(?P<sec>\d{1,9})\.(?P<usec>\d{6})\](?:\[\s*(?P<caller>[TC]\d+)\])?"
+    r"(?: (?P<text>.*)|$)",
+    re.ASCII,
 )
 _ESCAPE = re.compile(r"(?:\\x[0-9a-fA-F]{2})+")
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")

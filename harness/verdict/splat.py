@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from harness.verdict.headers import (
     BOOT,
@@ -125,7 +125,7 @@ class _Block:
     tracing: bool = False
     trace_over: bool = False
     foreign: int = 0
-    indexes: list[int] = field(default_factory=list)
+    named_at: int = -1
 
     @property
     def kind(self) -> Kind:
@@ -137,10 +137,16 @@ class _Block:
         traced = self.cut_here or self.kind in TRACED
         return not self.ended and (traced or self.kind in SANITIZERS)
 
-    def name(self, header: Header, text: str) -> None:
+    def name(self, index: int, header: Header, text: str) -> None:
         """Take kind and title from a header, unless a better one came before."""
         if self.header is None or header.rank > self.header.rank:
             self.header, self.title = header, title_of(text, self.message)
+            self.named_at = index
+
+    def expects_message(self, index: int) -> bool:
+        """Whether a line of free text at `index` is the text of a WARN(): it stands next to the header."""
+        beside = self.header is None or self.named_at == index - 1
+        return self.kind is Kind.WARNING and beside and not self.message
 
     def explain(self, message: str) -> None:
         """Take the text of a `WARN(condition, text)`: before the header or, on some architectures, behind
@@ -150,8 +156,8 @@ class _Block:
         if self.header:
             self.title = f"{self.title}: {title_of(message)}"
 
-    def takes(self, header: Header) -> bool:
-        """Whether the header is one more of this same splat."""
+    def takes(self, header: Header, silence_us: int) -> bool:
+        """Whether the header is one more of this same splat, coming after that much silence."""
         if header.kind is Kind.PANIC or self.fatal:
             return True
         if self.ended:
@@ -160,7 +166,8 @@ class _Block:
             return header.kind in _IN_TRACED or header.kind is Kind.OOPS
         if self.kind is Kind.OOM:
             return header.kind is Kind.OOM and header.rank < 5
-        return self.kind is header.kind and self.kind in (Kind.RCU_STALL, Kind.NETDEV_REF)
+        again = self.kind is header.kind and self.kind in (Kind.RCU_STALL, Kind.NETDEV_REF)
+        return again and silence_us <= _SILENCE_US
 
     def patience(self) -> int:
         """How many lines of unknown form may come before the next one of known form."""
@@ -220,7 +227,7 @@ class _Scanner:
         cut_here = header is None and CUT_HERE.match(text) is not None
         if block is None and header and header.kind is Kind.PANIC:
             block = self._open = self._cause_of_panic(record)
-        if block and header and block.takes(header):
+        if block and header and block.takes(header, silence):
             self._merge(block, index, header, text)
         elif block and block.fatal:
             self._follow_panic(block, index, text, cut_here)
@@ -257,7 +264,8 @@ class _Scanner:
 
     @staticmethod
     def _merge(block: _Block, index: int, header: Header, text: str) -> None:
-        block.name(header, text)
+        if not block.fatal:  # what a panicked kernel says of itself is a consequence
+            block.name(index, header, text)
         block.add(index)
         block.fatal = block.fatal or header.kind is Kind.PANIC
         block.panic_over = block.panic_over and header.kind is not Kind.PANIC
@@ -292,7 +300,7 @@ class _Scanner:
             if text.strip():
                 block.add(index)
             return True
-        if block.kind is Kind.WARNING and block.foreign == 0 and not block.message:
+        if block.expects_message(index):
             block.explain(text.strip())
         block.foreign += 1
         return block.foreign <= block.patience()

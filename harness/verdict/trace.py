@@ -21,6 +21,7 @@ _AT_FAULT = re.compile(
 _BEGIN = re.compile(r"\s*(?:Call [Tt]race:|stack backtrace:|backtrace(?: \(.*\))?:)|ref_tracker: .* users at")
 _IRQ = re.compile(r"\s*<(?P<off>/?)(?:IRQ|NMI|#DF|ENTRY_TRAMPOLINE)>")
 _TASK_END = re.compile(r"\s*</TASK>")
+_ENTRY = re.compile(r"asm_(?:sysvec|common|exc)_")
 _SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|localalias|lto_priv|unlikely|\d+)\b.*")
 
 # Machinery that reports, checks or waits, and the way into the kernel: the same whatever went wrong.
@@ -29,7 +30,7 @@ _GENERIC = re.compile(
     (?:__)?(?:
         dump_stack\w* | show_stack\w* | show_regs\w* | show_trace\w* | dump_header | stack_trace_\w+
         | save_stack\w* | panic
-      | vpanic | nmi_panic | die\w* | oops_\w+ | page_fault_oops | no_context | bad_area\w*
+      | vpanic | pfx_\w+ | nmi_panic | die\w* | oops_\w+ | page_fault_oops | no_context | bad_area\w*
       | kernelmode_fixup_or_oops
       | do_(?:user|kern)_addr_fault | exc_\w+ | asm_\w+ | handle_(?:bug|stack_overflow) | report_bug\w*
       | fixup_bug | do_error_trap
@@ -57,7 +58,8 @@ _GENERIC = re.compile(
       | kmemleak_\w+
       | kmalloc\w* | kzalloc\w* | kmem_cache_alloc\w* | kmem_cache_free | kfree | slab_\w+ | do_kmalloc\w*
       | ref_tracker_\w+
-      | out_of_memory | oom_\w+ | alloc_pages\w* | x64_sys_call | do_syscall_64 | entry_\w+ | ret_from_fork\w*
+      | out_of_memory | oom_\w+
+      | (?:folio_|vma_)?alloc_(?:frozen_)?(?:pages|folio|mpol)\w* | x64_sys_call | do_syscall_64 | entry_\w+ | ret_from_fork\w*
     )
     """,
     re.VERBOSE,
@@ -68,8 +70,8 @@ def functions_of(
     lines: Sequence[str], *, outside_interrupts: bool = False, from_start: bool = False
 ) -> tuple[str, ...]:
     """The first functions that a splat blames, innermost first: the faulting one, then its callers as the
-    first call trace that names any gives them. Frames marked `?` (stale stack words), compiler suffixes and
-    the reporting machinery are left out.
+    first call trace that names any gives them. Compiler suffixes and the reporting machinery are left out, as
+    are frames marked `?` (words on the stack that may be stale), unless a trace has no others.
 
     `outside_interrupts` skips what ran between `<IRQ>` and `</IRQ>`: in a stall that is the watchdog itself.
     `from_start` is for reports whose frames need no `Call Trace:` before them.
@@ -77,7 +79,8 @@ def functions_of(
     faulting: list[str] = []
     called: list[str] = []
     interrupts: list[str] = []
-    tracing, inside = from_start, False
+    doubtful: list[str] = []
+    tracing, inside, certain = from_start, False, False
     for line in lines:
         fault = _AT_FAULT.match(line.lstrip())
         frame = _FRAME.match(line)
@@ -90,13 +93,18 @@ def functions_of(
         elif tracing and (mark := _IRQ.match(line)):
             inside = not mark["off"]
         elif tracing and frame and not frame["unsure"]:
+            certain = True
             _add(interrupts if inside and outside_interrupts else called, frame["function"])
-        elif called and (_TASK_END.match(line) or (from_start and not frame)):
+        elif tracing and frame:
+            if _ENTRY.match(frame["function"]):
+                doubtful.clear()
+            _add(doubtful, frame["function"])
+        elif (called or doubtful) and (_TASK_END.match(line) or (from_start and not frame)):
             break
         if len(called) >= DEPTH:
             break
-    if outside_interrupts and not called:
-        called = interrupts
+    if not called:
+        called = interrupts or ([] if faulting or certain else doubtful)
     found: list[str] = []
     for name in (*faulting, *called):
         if name not in found:
