@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Raw rtnetlink for the hot path: several requests in one system call, each with its own acknowledgement.
+
+pyroute2 does everything else (`NetNamespace.ipr`), but building a pair of connected namespaces through it
+costs many times what the kernel's own part does, and each scenario that needs a network pays for it under
+TCG.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+# include/uapi/linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, neighbour.h, veth.h
+NLMSG_ERROR = 2
+NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLA_F_NESTED = 0x8000
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH = 16, 17, 20, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+VETH_INFO_PEER = 1
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
+IFF_UP = 0x1
+
+NLMSGHDR = struct.Struct("=IHHII")
+IFINFOMSG = struct.Struct("=BxHiII")
+IFADDRMSG = struct.Struct("=BBBBI")
+NDMSG = struct.Struct("=BxxxiHBB")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rtnetlink message without its header; `what` says in an error message what was asked for."""
+
+    what: str
+    type: int
+    flags: int
+    payload: bytes
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One netlink attribute, padded to four bytes."""
+    length = 4 + len(value)
+    return struct.pack("=HH", length, kind) + value + b"\0" * (-length % 4)
+
+
+def nest(kind: int, *members: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | NLA_F_NESTED, b"".join(members))
+
+
+def mac_bytes(mac: str) -> bytes:
+    """The six bytes of a MAC address written with colons."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _link(index: int, name: str, mac: str, *more: bytes) -> bytes:
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    ifname = attribute(IFLA_IFNAME, name.encode() + b"\0")
+    return header + ifname + attribute(IFLA_ADDRESS, mac_bytes(mac)) + b"".join(more)
+
+
+def new_veth(
+    name: str, index: int, mac: str, peer: str, peer_index: int, peer_mac: str, peer_ns_fd: int
+) -> Request:
+    """Create a veth pair with the given indices: `name` here, `peer` in the namespace of `peer_ns_fd`."""
+    peer_link = _link(peer_index, peer, peer_mac, attribute(IFLA_NET_NS_FD, struct.pack("=I", peer_ns_fd)))
+    info = nest(
+        IFLA_LINKINFO,
+        attribute(IFLA_INFO_KIND, b"veth"),
+        nest(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer_link)),
+    )
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Request(f"create veth {name} with peer {peer}", RTM_NEWLINK, flags, _link(index, name, mac, info))
+
+
+def link_up(index: int) -> Request:
+    """Set the device up."""
+    return Request(
+        f"set device {index} up", RTM_NEWLINK, 0, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, IFF_UP, IFF_UP)
+    )
+
+
+def delete_link(index: int) -> Request:
+    """Delete the device (for a veth: both ends)."""
+    return Request(f"delete device {index}", RTM_DELLINK, 0, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def new_address(index: int, address: str, prefix_length: int) -> Request:
+    """Give the device an address; an IPv6 one is usable at once (no duplicate address detection)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    payload = IFADDRMSG.pack(family, prefix_length, IFA_F_PERMANENT, 0, index)
+    payload += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+    if family == socket.AF_INET6:
+        payload += attribute(IFA_FLAGS, struct.pack("=I", IFA_F_NODAD | IFA_F_PERMANENT))
+    what = f"add {address}/{prefix_length} to device {index}"
+    return Request(what, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload)
+
+
+def new_neighbour(index: int, address: str, mac: str) -> Request:
+    """Make `address` a permanent neighbour with the given MAC address, so that nobody has to ask for it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    payload = NDMSG.pack(family, index, NUD_PERMANENT, 0, 0)
+    payload += attribute(NDA_DST, socket.inet_pton(family, address)) + attribute(NDA_LLADDR, mac_bytes(mac))
+    return Request(f"add neighbour {address} to device {index}", RTM_NEWNEIGH, NLM_F_CREATE, payload)
+
+
+def encode(requests: Iterable[Request], first_sequence: int) -> bytes:
+    """The requests as one buffer of consecutively numbered messages, each asking for an acknowledgement."""
+    buffer = bytearray()
+    for sequence, request in enumerate(requests, first_sequence):
+        length = NLMSGHDR.size + len(request.payload)
+        flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
+        buffer += (
+            NLMSGHDR.pack(length, request.type, flags, sequence, 0) + request.payload + b"\0" * (-length % 4)
+        )
+    return bytes(buffer)
+
+
+class RtnlSocket:
+    """A NETLINK_ROUTE socket; it stays in the network namespace in which it was made, whoever uses it."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._sequence = itertools.count(1)
+
+    def request(self, *requests: Request) -> None:
+        """Send all requests in one system call; the kernel works on them in order.
+
+        The kernel does not stop at the first that fails. Raises OSError with the first failure's errno and
+        its `what`, after all were answered.
+        """
+        numbered = {next(self._sequence): request for request in requests}
+        self.socket.send(encode(numbered.values(), next(iter(numbered))))
+        failure: OSError | None = None
+        while numbered:
+            answers = self.socket.recv(65536)
+            offset = 0
+            while offset + NLMSGHDR.size <= len(answers):
+                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(answers, offset)
+                if kind == NLMSG_ERROR and sequence in numbered:
+                    request = numbered.pop(sequence)
+                    (code,) = struct.unpack_from("=i", answers, offset + NLMSGHDR.size)
+                    if code and failure is None:
+                        failure = OSError(-code, f"{request.what}: {os.strerror(-code)}")
+                offset += (length + 3) & ~3
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Close the socket, and let go of its network namespace."""
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
