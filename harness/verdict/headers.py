@@ -160,6 +160,7 @@ _RULES: tuple[tuple[Kind, int, str], ...] = (
     (Kind.WARNING, 3, r"WARNING: \S+ at \S+\+0x|WARNING: CPU#?:? ?\d+"),
 )
 
+_LONGEST = 1024  # PRINTK_MESSAGE_MAX is 2048, of which a header uses little; a console may hold any garbage
 _HEADERS = tuple(Header(kind, re.compile(pattern), rank) for kind, rank, pattern in _RULES)
 # One pass over all patterns rejects the ordinary line: logs are long, splats are rare.
 _ANY = re.compile("|".join(f"(?:{pattern})" for _, _, pattern in _RULES))
@@ -167,6 +168,7 @@ _ANY = re.compile("|".join(f"(?:{pattern})" for _, _, pattern in _RULES))
 
 def header_of(text: str) -> Header | None:
     """The header that this line of kernel log is, or None for an ordinary line."""
+    text = text[:_LONGEST]
     if _ANY.match(text) is None:
         return None
     return next((header for header in _HEADERS if header.pattern.match(text)), None)
@@ -195,6 +197,7 @@ def title_of(text: str, message: str = "") -> str:
 
     `message` is the text a `WARN(1, "...")` printed before its header.
     """
+    text, message = text[:_LONGEST], message[:_LONGEST]
     match = _WARN_OLD.match(text) or _WARN_NEW.match(text)
     if match:
         function, condition = match["function"], match.groupdict().get("condition")

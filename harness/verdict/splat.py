@@ -163,6 +163,8 @@ class _Block:
         if self.ended:
             return False
         if self.awaits_end and self.kind not in SANITIZERS:
+            if self.header and self.kind is header.kind is Kind.WARNING:
+                return False
             return header.kind in _IN_TRACED or header.kind is Kind.OOPS
         if self.kind is Kind.OOM:
             return header.kind is Kind.OOM and header.rank < 5

@@ -59,7 +59,8 @@ _GENERIC = re.compile(
       | kmalloc\w* | kzalloc\w* | kmem_cache_alloc\w* | kmem_cache_free | kfree | slab_\w+ | do_kmalloc\w*
       | ref_tracker_\w+
       | out_of_memory | oom_\w+
-      | (?:folio_|vma_)?alloc_(?:frozen_)?(?:pages|folio|mpol)\w* | x64_sys_call | do_syscall_64 | entry_\w+ | ret_from_fork\w*
+      | (?:folio_|vma_)?alloc_(?:frozen_)?(?:pages|folio|mpol)\w* | x64_sys_call | do_syscall_64
+      | entry_\w+ | ret_from_fork\w*
     )
     """,
     re.VERBOSE,

@@ -137,6 +137,11 @@ def test_silence_ends_a_splat_whose_end_was_lost() -> None:
     assert len(find_splats(kernel(header, tail, gap_us=6_000_000))[0].lines) == 1
 
 
+def test_two_warnings_are_two_splats_even_when_the_ends_were_lost() -> None:
+    header = "WARNING: CPU: 0 PID: 1 at net/core/dev.c:1 netif_rx+0x1/0x2"
+    assert len(find_splats(kernel(header, "Modules linked in:", header))) == 2
+
+
 def test_a_reboot_in_the_same_console_ends_even_a_panic() -> None:
     log = kernel(
         "Kernel panic - not syncing: one", "Linux version 6.12.107", "Kernel panic - not syncing: two"
