@@ -99,10 +99,10 @@ def bpf(cmd: int, attr: Attr | bytes | bytearray, size: int | None = None) -> in
 
 
 class refused:
-    """A context whose body must raise BpfError with one of `errnos` (any, if none is given) and a log in which
-    the regex `log` is found; `error` is it afterwards.
+    """A context whose body must raise BpfError with one of `errnos` (any, if none is given).
 
-    Raises AssertionError if the body succeeds or the error is another one.
+    If `log` is given, this regex must be found in the verifier's log. `error` is the error afterwards. Raises
+    AssertionError if the body succeeds or the error is another one.
     """
 
     error: BpfError

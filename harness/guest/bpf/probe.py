@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""What this kernel can do, found out by behaviour, never by version; scenarios skip by `require`."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+
+from harness.guest.bpf import btf, cgroup, netkit, tcx, tracing, uapi
+from harness.guest.bpf.asm import add, asm, call, exit_, jeq, label, ld_map_fd, mov, r0, r1, r2, r10, stw
+from harness.guest.bpf.attrs import ProgQuery
+from harness.guest.bpf.btf_builder import BtfBuilder
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
+from harness.guest.bpf.syscall import BpfError, bpf
+
+LOOPBACK = 1
+
+
+def _errno(call: Callable[[], object]) -> int:
+    """0 if the call succeeds (what it returns is closed), else the errno."""
+    try:
+        made = call()
+    except BpfError as error:
+        return error.errno or 0
+    if hasattr(made, "close"):
+        made.close()
+    return 0
+
+
+def _tcx() -> bool:
+    return _errno(lambda: tcx.query(LOOPBACK)) == 0
+
+
+def _netkit() -> bool:
+    # drivers/net/netkit.c:netkit_dev_fetch says ENXIO for a device of another kind
+    return _errno(lambda: netkit.query(LOOPBACK)) == errno.ENXIO
+
+
+def _cgroup_mprog() -> bool:
+    fd = os.open("/sys/fs/cgroup", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sentinel = 0x5EED5EED5EED
+        attr = ProgQuery(target_fd=fd, attach_type=uapi.BPF_CGROUP_INET_INGRESS, revision=sentinel)
+        bpf(uapi.BPF_PROG_QUERY, attr)
+        return attr.revision != sentinel
+    finally:
+        os.close(fd)
+
+
+def _struct_ops() -> bool:
+    return btf.vmlinux().find("bpf_struct_ops_tcp_congestion_ops", uapi.BTF_KIND_STRUCT) is not None
+
+
+def _struct_ops_link() -> bool:
+    return (
+        _struct_ops() and _errno(lambda: StructOps.create("tcp_congestion_ops", flags=uapi.BPF_F_LINK)) == 0
+    )
+
+
+def _module_struct_ops() -> bool:
+    value = btf.vmlinux().find("bpf_struct_ops_tcp_congestion_ops", uapi.BTF_KIND_STRUCT)
+    return (
+        value is not None
+        and _errno(
+            lambda: Map.create(
+                uapi.BPF_MAP_TYPE_STRUCT_OPS,
+                4,
+                btf.vmlinux().size(value),
+                flags=uapi.BPF_F_VTYPE_BTF_OBJ_FD,
+                btf_vmlinux_value_type_id=value,
+                value_type_btf_obj_fd=-1,
+            )
+        )
+        == errno.EBADF
+    )
+
+
+def _struct_ops_link_detach() -> bool:
+    if not _struct_ops_link():
+        return False
+    code = asm(mov(r0, 2), exit_())
+    with StructOps.create("tcp_congestion_ops", flags=uapi.BPF_F_LINK) as ops:
+        progs = {
+            name: load_struct_ops_prog("tcp_congestion_ops", name, code)
+            for name in ("ssthresh", "undo_cwnd", "cong_avoid")
+        }
+        try:
+            ops.update({**progs, "name": "kernrig_probe"})
+            with ops.link() as link:
+                return _errno(link.detach) == 0
+        finally:
+            for prog in progs.values():
+                prog.close()
+
+
+def kptr_map(tag: str, pointee: str = "task_struct") -> Map:
+    """An array map of one value that is one tagged pointer to a structure. Raises BpfError."""
+    b = BtfBuilder()
+    key = b.integer("int", 4)
+    value = b.struct("value", 8, [("pointer", b.ptr(b.type_tag(tag, b.struct(pointee, 0))), 0)])
+    with b.load() as types:
+        return Map.create(
+            uapi.BPF_MAP_TYPE_ARRAY, 4, 8, 1, btf=types, btf_key_type_id=key, btf_value_type_id=value
+        )
+
+
+def _has_any_kfunc(*names: str) -> bool:
+    return any(btf.vmlinux().has_func(name) for name in names)
+
+
+def _kptr_is_referenced(tag: str) -> bool:
+    """Whether a pointer with this tag owns a reference.
+
+    A map with an unknown tag can be created, its record is just invalid (kernel/bpf/syscall.c:map_check_btf).
+    So a program takes the pointer out and drops it: only of an owned one does the verifier complain for that.
+    """
+    try:
+        pointers = kptr_map(tag)
+    except BpfError:
+        return False
+    with pointers:
+        code = asm(
+            stw(r10, -4, 0),
+            ld_map_fd(r1, pointers),
+            mov(r2, r10),
+            add(r2, -4),
+            call(uapi.BPF_FUNC_map_lookup_elem),
+            jeq(r0, 0, "out"),
+            mov(r1, r0),
+            mov(r2, 0),
+            call(uapi.BPF_FUNC_kptr_xchg),
+            label("out"),
+            mov(r0, 0),
+            exit_(),
+        )
+        try:
+            Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS).close()
+        except BpfError as error:
+            return "Unreleased reference" in error.log
+        return False
+
+
+def _cgroup_preorder() -> bool:
+    fd = os.open("/sys/fs/cgroup", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with Prog.load(asm(mov(r0, 1), exit_()), uapi.BPF_PROG_TYPE_CGROUP_SKB) as prog:
+            flags = uapi.BPF_F_ALLOW_MULTI | uapi.BPF_F_PREORDER
+            if _errno(lambda: cgroup.attach(fd, prog, flags=flags)) != 0:
+                return False
+            cgroup.detach(fd, prog)
+            return True
+    finally:
+        os.close(fd)
+
+
+FEATURES: dict[str, Callable[[], bool]] = {
+    "tcx": _tcx,
+    "netkit": _netkit,
+    "cgroup_mprog": _cgroup_mprog,
+    "cgroup_preorder": _cgroup_preorder,
+    "struct_ops": _struct_ops,
+    "struct_ops_link": _struct_ops_link,
+    "struct_ops_link_detach": _struct_ops_link_detach,
+    "module_struct_ops": _module_struct_ops,
+    "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
+    # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since
+    "kptr_untrusted_tag": lambda: _kptr_is_referenced("kptr"),
+    "local_kptr": lambda: _has_any_kfunc("bpf_obj_new_impl", "bpf_obj_new"),
+    "refcounted_kptr": lambda: _has_any_kfunc("bpf_refcount_acquire_impl", "bpf_refcount_acquire"),
+    "percpu_kptr": lambda: _has_any_kfunc("bpf_percpu_obj_new_impl", "bpf_percpu_obj_new"),
+    "graph_peek": lambda: _has_any_kfunc("bpf_list_front"),
+}
+
+
+@functools.cache
+def has(feature: str) -> bool:
+    """Whether the kernel has a feature: one of FEATURES, or "kfunc:NAME", "struct:NAME" (vmlinux BTF),
+    "fentry:NAME" (BTF and kallsyms). Raises KeyError for a name that is none of these.
+    """
+    kind, _, name = feature.partition(":")
+    if not name:
+        return FEATURES[feature]()
+    if kind == "kfunc":
+        return btf.vmlinux().has_func(name)
+    if kind == "struct":
+        return btf.vmlinux().find(name, uapi.BTF_KIND_STRUCT) is not None
+    if kind == "fentry":
+        return tracing.traceable(name)
+    raise KeyError(feature)
+
+
+def require(*features: str) -> None:
+    """Skip the test, naming the first feature that is missing."""
+    import pytest
+
+    for feature in features:
+        if not has(feature):
+            pytest.skip(f"this kernel lacks {feature}")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""struct_ops: kernel function tables filled with BPF programs, by the member names of the kernel's BTF."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Self
+
+from harness.guest.bpf import btf, uapi
+from harness.guest.bpf.asm import Code
+from harness.guest.bpf.btf import Btf, Member
+from harness.guest.bpf.btf_builder import BtfBuilder
+from harness.guest.bpf.link import Link
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.prog import Prog
+
+Filling = Prog | int | bytes | str
+"""A function member takes a program (or a descriptor); data members an int, bytes, or text."""
+
+KEY = bytes(4)
+
+
+def load_struct_ops_prog(
+    type_name: str,
+    member: str,
+    insns: Code | bytes,
+    *,
+    module: str | None = None,
+    name: str = "",
+    license: str = "GPL",
+    flags: int = 0,
+    log_level: int = 0,
+) -> Prog:
+    """Load a program for a member of a type (of a module, if one is named). Raises BpfError, LookupError.
+
+    Its context is an array of 64-bit arguments. expected_attach_type is the member's number
+    (kernel/bpf/verifier.c:check_struct_ops_btf_id).
+    """
+    source = btf.of(module)
+    type_id = source.struct(type_name)
+    return Prog.load(
+        insns,
+        uapi.BPF_PROG_TYPE_STRUCT_OPS,
+        license=license,
+        name=name or member[:15],
+        expected_attach_type=source.member(type_id, member).index,
+        attach_btf_id=type_id,
+        attach_btf_obj_fd=source.attach_fd,
+        flags=flags,
+        log_level=log_level,
+    )
+
+
+class StructOps:
+    """A struct_ops map together with the layout of its value; owns the map."""
+
+    def __init__(self, map: Map, type_name: str, source: Btf) -> None:
+        self.map = map
+        self.type_name = type_name
+        self.btf = source
+        self._value_id = source.struct(f"bpf_struct_ops_{type_name}")
+        self._type_id = source.struct(type_name)
+
+    @classmethod
+    def create(cls, type_name: str, *, flags: int = 0, module: str | None = None, name: str = "") -> Self:
+        """Create the map; BPF_F_LINK among `flags` makes a link map. Raises BpfError, LookupError."""
+        source = btf.of(module)
+        value_id = source.struct(f"bpf_struct_ops_{type_name}")
+        # the kernel wants a BTF of the user's, too, and looks at nothing in it
+        # (kernel/bpf/syscall.c:map_create)
+        own = BtfBuilder()
+        own.integer("int", 4)
+        with own.load() as types:
+            map = Map.create(
+                uapi.BPF_MAP_TYPE_STRUCT_OPS,
+                4,
+                source.size(value_id),
+                1,
+                name=name or type_name[:15],
+                flags=flags | (uapi.BPF_F_VTYPE_BTF_OBJ_FD if module is not None else 0),
+                btf=types,
+                btf_vmlinux_value_type_id=value_id,
+                value_type_btf_obj_fd=source.attach_fd,
+            )
+        return cls(map, type_name, source)
+
+    @classmethod
+    def of(cls, map: Map, type_name: str, *, module: str | None = None) -> Self:
+        """Look at a map that exists already, such as one of a loaded object. Raises LookupError."""
+        return cls(map, type_name, btf.of(module))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the map's descriptor; a registered map lives on."""
+        self.map.close()
+
+    @functools.cached_property
+    def members(self) -> dict[str, Member]:
+        """The type's members by name, in order."""
+        return {member.name: member for member in self.btf.members(self._type_id)}
+
+    @functools.cached_property
+    def data_offset(self) -> int:
+        """Where the type begins in the value, in bytes."""
+        return self.btf.member(self._value_id, "data").offset
+
+    def value(self, filling: Mapping[str, Filling]) -> bytes:
+        """The map's value for these members, everything else zero. Raises KeyError, ValueError."""
+        raw = bytearray(self.map.shape.value_size)
+        for name, content in filling.items():
+            member = self.members[name]
+            size = self.btf.size(member.type)
+            if isinstance(content, Prog):
+                part = content.fd.to_bytes(size, "little")
+            elif isinstance(content, int):
+                part = (content & ((1 << size * 8) - 1)).to_bytes(size, "little")
+            else:
+                part = content.encode() if isinstance(content, str) else content
+            if len(part) > size:
+                raise ValueError(f"{self.type_name}.{name} has {size} bytes, not {len(part)}")
+            at = self.data_offset + member.offset
+            raw[at : at + len(part)] = part
+        return bytes(raw)
+
+    def update(self, filling: Mapping[str, Filling] | bytes, *, flags: int = 0) -> None:
+        """Write the value: registers a plain map, makes a link map READY. Raises BpfError."""
+        raw = filling if isinstance(filling, bytes) else self.value(filling)
+        self.map.update(KEY, raw, flags=flags)
+
+    def delete(self) -> None:
+        """Unregister a plain map. Raises BpfError."""
+        self.map.delete(KEY)
+
+    def link(self, *, flags: int = 0) -> Link:
+        """Register a READY link map. Raises BpfError."""
+        return Link.struct_ops(self.map, flags=flags)
+
+    def lookup(self) -> bytes:
+        """The value as the kernel shows it: function members hold program ids. Raises BpfError."""
+        raw = self.map.lookup(KEY)
+        assert raw is not None, "key 0 of a struct_ops map always exists"
+        return raw
+
+    def number(self, name: str, raw: bytes | None = None) -> int:
+        """A member of the type as an unsigned integer, from `raw` or a fresh look-up.
+
+        Raises BpfError, KeyError.
+        """
+        member = self.members[name]
+        at = self.data_offset + member.offset
+        return int.from_bytes((raw or self.lookup())[at : at + self.btf.size(member.type)], "little")
+
+    def prog_ids(self) -> dict[str, int]:
+        """Ids of the programs of all filled function members. Raises BpfError."""
+        raw = self.lookup()
+        return {
+            name: id for name in self.members if self._is_function(name) and (id := self.number(name, raw))
+        }
+
+    def state(self) -> int:
+        """BPF_STRUCT_OPS_STATE_*. Raises BpfError."""
+        return self._head("state")
+
+    def refcnt(self) -> int:
+        """References of users, as the kernel estimates them (STATE_INUSE: 1 plus sockets).
+
+        Raises BpfError.
+        """
+        return self._head("refcnt")
+
+    def _head(self, name: str) -> int:
+        # since 6.9 the two stand in a structure of their own, struct bpf_struct_ops_common_value
+        inner = self.btf.members(self._value_id)[0].name
+        at = self.btf.member(self._value_id, f"common.{name}" if inner == "common" else name).offset
+        return int.from_bytes(self.lookup()[at : at + 4], "little")
+
+    def _is_function(self, name: str) -> bool:
+        pointer = self.btf.strip(self.members[name].type)
+        if pointer.kind != uapi.BTF_KIND_PTR or not pointer.type:
+            return False
+        return self.btf.strip(pointer.type).kind == uapi.BTF_KIND_FUNC_PROTO
