@@ -25,6 +25,8 @@ class Rig:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images = path / "images"
         shutil.copytree(recipe.IMAGES / "overlay", self.images / "overlay")
+        (self.images / "native").mkdir()
+        (self.images / "native/answer.c").write_text("int answer(void) { return 42; }\n")
         for name in ("packages.list", "prune.list", "modules.list", "requirements.txt"):
             shutil.copy(recipe.IMAGES / name, self.images)
         modules = path / "modules"
@@ -96,6 +98,14 @@ def test_an_edit_of_the_overlay_keeps_the_root(rig: Rig) -> None:
     second, blob = rig.build()
     assert first != second
     assert read_archives(blob)[1]["etc/added"].data == b"x"
+    assert rig.roots_made == 1
+
+
+def test_native_sources_are_compiled_into_the_image(rig: Rig) -> None:
+    first, blob = rig.build()
+    assert read_archives(blob)[1]["usr/lib/kernrig/answer.so"].data.startswith(b"\x7fELF")
+    (rig.images / "native/answer.c").write_text("int answer(void) { return 43; }\n")
+    assert rig.build()[0] != first
     assert rig.roots_made == 1
 
 

@@ -21,6 +21,7 @@ def images(tmp_path: Path) -> Path:
     (tmp_path / "modules.list").write_text("veth  pairs\n")
     (tmp_path / "requirements.txt").write_text("")
     (tmp_path / "overlay").mkdir()
+    (tmp_path / "native").mkdir()
     return tmp_path
 
 
