@@ -161,7 +161,12 @@ class Cache:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise _unusable(self.root, error) from error
-            yield path
+            try:
+                yield path
+            except Exception as error:
+                if isinstance(error, HostError) or not _is_disk_full(error, self.root):
+                    raise
+                raise _full(self.root, f"state/{name} could not be brought up to date", error) from error
 
     def _path(self, kind: str, key: str) -> Path:
         for part in (kind, key):
@@ -214,11 +219,7 @@ class Cache:
             new.rename(final)
         except Exception as error:
             if _is_disk_full(error, self.root):
-                raise HostError(
-                    f"the disk of {self.root} is full: {kind}/{key} could not be made ({error})",
-                    hint="free some space (`kernrig clean` shows what the cache holds), or set "
-                    "KERNRIG_CACHE to a directory on another disk",
-                ) from error
+                raise _full(self.root, f"{kind}/{key} could not be made", error) from error
             raise
         finally:
             _delete(new)
@@ -343,17 +344,28 @@ def _delete(path: Path) -> None:
 
 
 def _is_disk_full(error: BaseException, root: Path) -> bool:
-    """Whether `error` or what caused it is ENOSPC/EDQUOT, or nothing is left on the disk: programs that we
-    start report a full disk only in words."""
+    """Whether `error` or what caused it is ENOSPC/EDQUOT, or says so (programs that we start report a full
+    disk only in words), or nothing is left on the disk."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(cause):
             return True
         cause = cause.__cause__
     try:
         return shutil.disk_usage(root).free < 1024 * 1024
     except OSError:
         return False
+
+
+def _full(root: Path, what: str, error: Exception) -> HostError:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return HostError(
+        f"the disk of {root} is full: {what} ({first})",
+        hint="free some space (`kernrig clean` shows what the cache holds), or set KERNRIG_CACHE to a "
+        "directory on another disk",
+    )
 
 
 def _unusable(root: Path, error: OSError) -> HostError:

@@ -45,7 +45,9 @@ class Deadline:
 
     def error(self, detail: str = "") -> DeadlineError:
         """The exception to raise when this deadline has passed."""
-        return DeadlineError(f"waited {self.seconds:.0f} s for {self.what}" + (f": {detail}" if detail else ""))
+        return DeadlineError(
+            f"waited {self.seconds:.0f} s for {self.what}" + (f": {detail}" if detail else "")
+        )
 
     def check(self, detail: str = "") -> float:
         """Seconds left; raises DeadlineError when there are none."""

@@ -188,7 +188,12 @@ def _wait_for_data(channel: paramiko.Channel, seconds: float) -> None:
     end = time.monotonic() + seconds
     pause = 0.001
     while time.monotonic() < end:
-        if channel.recv_ready() or channel.recv_stderr_ready() or channel.exit_status_ready() or channel.closed:
+        if (
+            channel.recv_ready()
+            or channel.recv_stderr_ready()
+            or channel.exit_status_ready()
+            or channel.closed
+        ):
             return
         time.sleep(pause)
         pause = min(pause * 2, 0.05)

@@ -22,6 +22,7 @@ _SHARED = (
     "errors.py",
     "verdict/klog.py",
     "verdict/inventory.py",
+    "verdict/leaks.py",
 )
 # Rooms of the host of which the guest has a part: their own __init__ would import the rest.
 _ROOMS = ("verdict",)

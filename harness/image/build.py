@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cache import Cache, digest
-from harness.image import cpio, modules, recipe, rootfs
+from harness.image import cpio, modules, native, recipe, rootfs
 from harness.image.recipe import Recipe
 from harness.image.rootfs import Say
 from harness.kernels.kernel import Kernel
@@ -21,7 +21,9 @@ INITRAMFS = "initramfs.cpio"
 MANIFEST = "manifest.json"
 
 # A change of these may change the image that unchanged inputs give.
-_MAKERS = tuple(Path(__file__).with_name(f"{name}.py") for name in ("build", "cpio", "modules", "recipe"))
+_MAKERS = tuple(
+    Path(__file__).with_name(f"{name}.py") for name in ("build", "cpio", "modules", "native", "recipe")
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def build_image(
         kernel.digest,
         " ".join(what.modules),
         what.overlay,
+        *native.sources(what.native),
         *(part for path in extra_modules for part in (path.name, path)),
     )
 
@@ -87,6 +90,7 @@ def _make(
     with tempfile.TemporaryDirectory(prefix="build.", dir=target) as scratch:
         top = Path(scratch)
         modules.install(top, kernel.release, kernel.modules, selection, extra_modules)
+        native.install(what.native, top)
         entries = [*cpio.tree(top), *cpio.tree(what.overlay)]
         # Again, because the overlay's directories carry no permissions of their own.
         entries += [cpio.directory(path, mode) for path, mode in rootfs.DIRECTORIES.items()]

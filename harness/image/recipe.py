@@ -35,6 +35,7 @@ class Recipe:
     modules: tuple[str, ...]
     requirements: Path
     overlay: Path
+    native: Path
     packages_list: Path
     prune_list: Path
 
@@ -62,6 +63,7 @@ def read(images: Path = IMAGES) -> Recipe:
         modules=tuple(_items(images / "modules.list")),
         requirements=_existing(images / "requirements.txt"),
         overlay=_existing(images / "overlay"),
+        native=_existing(images / "native"),
         packages_list=images / "packages.list",
         prune_list=images / "prune.list",
     )

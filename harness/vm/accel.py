@@ -43,7 +43,7 @@ def choose(setting: str, blueprint: Blueprint, *, cache: Cache, say: Callable[[s
 
 def _proven(blueprint: Blueprint, cache: Cache, say: Callable[[str], None]) -> Accel:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    key = digest(boot_id, str(blueprint.qemu), blueprint.kernel.digest, blueprint.image.digest)
+    key = digest(boot_id, str(blueprint.qemu), blueprint.kernel.digest)
     file = cache.root / "state" / _STATE / f"{key}.json"
     try:
         known = json.loads(file.read_text())

@@ -29,7 +29,10 @@ class Board:
     cpu_model: str
 
     def arguments(self) -> Iterator[str]:
-        yield from ("-machine", "q35,memory-backend=mem,usb=off,smbus=off,sata=off,vmport=off,hpet=off,graphics=off")
+        yield from (
+            "-machine",
+            "q35,memory-backend=mem,usb=off,smbus=off,sata=off,vmport=off,hpet=off,graphics=off",
+        )
         yield from ("-m", f"{self.memory_mib}M", "-smp", str(self.cpus), "-cpu", self.cpu_model)
         yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 
@@ -83,7 +86,12 @@ class Boot:
     command_line: str
 
     def arguments(self) -> Iterator[str]:
-        yield from ("-kernel", f"/proc/self/fd/{self.kernel_fd}", "-initrd", f"/proc/self/fd/{self.initrd_fd}")
+        yield from (
+            "-kernel",
+            f"/proc/self/fd/{self.kernel_fd}",
+            "-initrd",
+            f"/proc/self/fd/{self.initrd_fd}",
+        )
         yield from ("-append", self.command_line)
 
 
@@ -104,7 +112,10 @@ class VirtioPorts:
     ports: tuple[tuple[str, int], ...]
 
     def arguments(self) -> Iterator[str]:
-        yield from ("-device", f"virtio-serial-pci,id=ports,max_ports={len(self.ports) + 1},disable-legacy=on")
+        yield from (
+            "-device",
+            f"virtio-serial-pci,id=ports,max_ports={len(self.ports) + 1},disable-legacy=on",
+        )
         for number, (name, fd) in enumerate(self.ports, 1):
             yield from ("-chardev", f"socket,id=port{number},fd={fd}")
             yield from ("-device", f"virtserialport,bus=ports.0,nr={number},chardev=port{number},name={name}")
@@ -134,7 +145,12 @@ class Incoming:
 
     def arguments(self) -> Iterator[str]:
         yield from ("-incoming", "defer")
-        yield from ("-chardev", f"socket,id=orders,fd={self.orders_fd}", "-mon", "chardev=orders,mode=control")
+        yield from (
+            "-chardev",
+            f"socket,id=orders,fd={self.orders_fd}",
+            "-mon",
+            "chardev=orders,mode=control",
+        )
 
     def orders(self) -> bytes:
         """What to write into `ours`, the other end of `orders_fd`, which must stay open."""
@@ -145,7 +161,8 @@ class Incoming:
             ("migrate-incoming", {"uri": f"file:/proc/self/fd/{self.state_fd}"}),
         )
         return b"".join(
-            json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n" for name, arguments in commands
+            json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n"
+            for name, arguments in commands
         )
 
 

@@ -68,7 +68,9 @@ class QemuProcess:
             for _, remote in pairs:
                 theirs.callback(remote.close)
             console, monitor, control, ssh = (remote.fileno() for _, remote in pairs)
-            self.arguments = command_line(str(executable), devices(PortNumbers(console, monitor, control, ssh)))
+            self.arguments = command_line(
+                str(executable), devices(PortNumbers(console, monitor, control, ssh))
+            )
             self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
             try:
                 self._process = subprocess.Popen(

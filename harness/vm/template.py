@@ -174,7 +174,9 @@ def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
     try:
         return control.receive(deadline)
     except (DeadlineError, TemplateError) as error:
-        raise TemplateError(f"The scenario tree could not be loaded: {error}{_console_tail(process)}") from error
+        raise TemplateError(
+            f"The scenario tree could not be loaded: {error}{_console_tail(process)}"
+        ) from error
 
 
 def wake_message() -> bytes:
@@ -240,7 +242,9 @@ def _end(process: QemuProcess) -> str:
 def _console_tail(process: QemuProcess, lines: int = 25) -> str:
     process.console.finish(0.2)
     tail = process.console.text().splitlines()[-lines:]
-    return "\n  console: " + "\n  console: ".join(tail) if tail else "\n  (nothing was printed on its console)"
+    return (
+        "\n  console: " + "\n  console: ".join(tail) if tail else "\n  (nothing was printed on its console)"
+    )
 
 
 def make_memory_file(path: Path, size_mib: int) -> None:
@@ -388,5 +392,3 @@ def copy_sparse(source: Path, target: Path) -> None:
             give_to_qemu(fd)
         finally:
             os.close(fd)
-
-
