@@ -98,11 +98,22 @@ class Parameter:
 class Btf:
     """Types of one BTF object, together with those of vmlinux if it is a module's."""
 
-    def __init__(self, handle: int, name: str, base: Btf | None = None) -> None:
+    def __init__(self, handle: int, name: str, base: Btf | None = None, *, owned: bool = False) -> None:
         self.handle = handle
+        self._owned = owned
         self.name = name
         self.base = base  # keeps libbpf's base alive, too
         self._ids: dict[tuple[str, int], int] = {}
+
+    @classmethod
+    def parse(cls, blob: bytes, name: str = "blob") -> Btf:
+        """Types of a raw BTF blob. Raises BpfError if libbpf finds it malformed."""
+        handle = checked(libbpf().btf__new(blob, len(blob)), "btf__new", about=name)
+        return cls(handle, name, owned=True)
+
+    def __del__(self) -> None:
+        if getattr(self, "_owned", False) and self.handle:
+            libbpf().btf__free(self.handle)
 
     def __repr__(self) -> str:
         return f"<Btf {self.name}>"
@@ -259,7 +270,7 @@ def module(name: str) -> Btf:
 
     Raises LookupError, BpfError.
     """
-    found = Btf(0, name, vmlinux())
+    found = Btf(0, name, vmlinux(), owned=True)
     handle = libbpf().btf__load_from_kernel_by_id_split(found.object.id, vmlinux().handle)
     found.handle = checked(handle, "btf__load_from_kernel_by_id_split", about=f"module {name}")
     return found

@@ -179,7 +179,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
 @functools.cache
 def has(feature: str) -> bool:
     """Whether the kernel has a feature: one of FEATURES, or "kfunc:NAME", "struct:NAME" (vmlinux BTF),
-    "fentry:NAME" (BTF and kallsyms). Raises KeyError for a name that is none of these.
+    "fentry:NAME" (an fentry program for it loads). Raises KeyError for a name that is none of these.
     """
     kind, _, name = feature.partition(":")
     if not name:
