@@ -116,8 +116,9 @@ def _build(
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(work), "LC_ALL": "C.UTF-8"}
         command = [str(make), f"-j{os.cpu_count() or 1}", f"M={source}"]
         # Warnings and the build id tell files and folders: they must not be where this happened to run.
+        folders = {work: "/kernrig", headers.root.resolve(): "/headers"}
         command += [
-            f"KCFLAGS=-ffile-prefix-map={work}=/kernrig",
+            "KCFLAGS=" + " ".join(f"-ffile-prefix-map={path}={name}" for path, name in folders.items()),
             *(f"{k}={v}" for k, v in _REPRODUCIBLE.items()),
         ]
         strip = "strip"
