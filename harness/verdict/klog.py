@@ -133,7 +133,7 @@ def _lines(text: str | bytes) -> list[str]:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return [line.rstrip("\r") for line in text.split("\n")]
+    return text.split("\n")
 
 
 def _unescape(text: str) -> str:

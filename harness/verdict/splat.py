@@ -46,7 +46,7 @@ _BODY = re.compile(
   | (?:other\ info|the\ existing|but\ (?:task|now))
   | (?:which\ (?:lock|belongs)|Possible\ unsafe|and\ (?:the|this)|to\ a\ )
   | Preemption\ disabled | preempt_count | in_atomic | RCU\ nest | Disabling\ (?:lock|IRQ) | handlers:
-  | Showing\ (?:all|busy) | pool\ \d+ | workqueue\ \S+: | pwq\ | pending: | rcu: | NMI\ backtrace
+  | Showing\ (?:all|busy|back) | pool\ \d+ | workqueue\ \S+: | pwq\ | pending: | rcu: | NMI\ backtrace
   | Sending\ NMI | task: | INFO:\ NMI
   | Future\ hung\ task | "echo\ 0 | watchdog: | Kernel\ panic
   | (?:Allocated|Freed|Last\ potentially|Uninit|Local\ variable)
@@ -233,14 +233,14 @@ class _Scanner:
             self._merge(block, index, header, text)
         elif block and block.fatal:
             self._follow_panic(block, index, text, cut_here)
-        elif block and cut_here and block.kind is Kind.LIST and not block.cut_here:
-            block.cut_here = True
+        elif block and cut_here and block.kind is Kind.LIST and not block.ended:
             block.add(index)
         elif cut_here or header:
             self._start(index, record, header, text)
         elif block and not self._continue(block, index, text):
             self._open = None
-        self._rule_line = index if EQUALS.match(text) and self._open is None else None
+        taken = bool(self._blocks) and self._blocks[-1].end == index
+        self._rule_line = index if EQUALS.match(text) and not taken else None
 
     def finish(self) -> Iterable[_Block]:
         return self._blocks
@@ -289,7 +289,8 @@ class _Scanner:
             block.ended = True
             return True
         if EQUALS.match(text):
-            if block.kind in SANITIZERS and block.end > block.start + 1:
+            closes = block.kind in SANITIZERS or (block.kind is Kind.UBSAN and not block.cut_here)
+            if closes and block.end > block.start + 1:
                 block.add(index)
                 return False
             if block.ended or (block.trace_over and block.kind not in STALLS):

@@ -134,6 +134,11 @@ def test_an_expected_oom_kill_explains_the_end_of_the_agent() -> None:
     )
 
 
+def test_a_splat_that_could_not_occur_any_more_is_not_held_against_the_scenario() -> None:
+    verdict = judge(reports=PASSED[:1], expected=(EXPECT_WARNING,), end=end(End.QEMU_KILLED))
+    assert (verdict.outcome, verdict.also) == (Outcome.INFRA, ())
+
+
 def test_taint_that_was_there_before_is_not_the_scenarios() -> None:
     assert judge(reports=PASSED, taint_before=W, taint_after=W).outcome is Outcome.PASSED
 

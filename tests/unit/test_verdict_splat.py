@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ class Expectation:
     fatal: bool
     title: str
     functions: tuple[str, ...]
+    lines: int
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,15 @@ def read_sample(path: Path) -> Sample:
     expected = []
     for key, value in fields:
         if key == "splat":
-            kind, title, functions = re.split(r" \| ?", value)
+            kind, rest = value.split(" | ", 1)
+            title, functions, lines = map(str.strip, rest.rsplit("|", 2))
             name, *flags = kind.split()
-            expected.append(Expectation(name, "fatal" in flags, title, tuple(functions.split())))
+            expected.append(Expectation(name, "fatal" in flags, title, tuple(functions.split()), int(lines)))
     return Sample(PARSERS[dict(fields)["format"]](log), tuple(expected))
 
 
 def seen(splat: Splat, depth: int) -> Expectation:
-    return Expectation(splat.kind.value, splat.fatal, splat.title, splat.functions[:depth])
+    return Expectation(splat.kind.value, splat.fatal, splat.title, splat.functions[:depth], len(splat.lines))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -142,6 +143,31 @@ def test_two_warnings_are_two_splats_even_when_the_ends_were_lost() -> None:
     assert len(find_splats(kernel(header, "Modules linked in:", header))) == 2
 
 
+def test_a_stall_is_blamed_on_what_was_interrupted_not_on_the_watchdog() -> None:
+    log = kernel(
+        "rcu: INFO: rcu_preempt self-detected stall on CPU",
+        "Call Trace:",
+        " <IRQ>",
+        " some_timer_callback+0x1/0x2",
+        " </IRQ>",
+        " <TASK>",
+        " test_spin+0x1/0x2",
+        " </TASK>",
+    )
+    assert find_splats(log)[0].functions == ("test_spin",)
+
+
+def test_what_only_interrupts_did_is_blamed_when_there_is_nothing_else() -> None:
+    log = kernel(
+        "rcu: INFO: rcu_preempt self-detected stall on CPU",
+        "Call Trace:",
+        " <IRQ>",
+        " test_timer+0x1/0x2",
+        " </IRQ>",
+    )
+    assert find_splats(log)[0].functions == ("test_timer",)
+
+
 def test_a_reboot_in_the_same_console_ends_even_a_panic() -> None:
     log = kernel(
         "Kernel panic - not syncing: one", "Linux version 6.12.107", "Kernel panic - not syncing: two"
@@ -168,3 +194,11 @@ def test_whatever_a_panicked_kernel_says_belongs_to_its_panic() -> None:
 def test_ordinary_lines_are_no_splat_however_many() -> None:
     log = kernel(*(f"veth{number}: entered promiscuous mode" for number in range(20_000)))
     assert find_splats(log) == ()
+
+
+def test_the_line_that_closes_one_report_does_not_open_the_next() -> None:
+    rule = "=" * 66
+    log = kernel(
+        rule, "BUG: KASAN: use-after-free in f+0x1/0x2", "Read of size 8", rule, "BUG: Bad page state"
+    )
+    assert [(splat.start, splat.end) for splat in find_splats(log)] == [(0, 4), (4, 5)]
