@@ -184,6 +184,7 @@ def test_whatever_a_panicked_kernel_says_belongs_to_its_panic() -> None:
         "---[ end Kernel panic - not syncing: stop ]---",
         "------------[ cut here ]------------",
         "WARNING: CPU: 0 PID: 1 at kernel/sched/core.c:1 resched_curr+0x1/0x2",
+        "veth0: a last word that is no complaint",
     )
     (splat,) = find_splats(log)
     assert splat.fatal
