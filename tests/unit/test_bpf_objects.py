@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.guest.bpf import cgroup, link, map, mprog, prog, tcx, uapi
+from harness.guest.bpf import cgroup, link, map, mprog, probe, prog, tcx, uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
 from harness.guest.bpf.attrs import Attr, LinkUpdate, MapElem, ProgAttach, ProgQuery
 from harness.guest.bpf.descriptor import Descriptor
@@ -224,6 +224,19 @@ def test_naming_the_old_program_asks_for_replacement(sent: Sent) -> None:
     assert isinstance(first, LinkUpdate)
     assert (first.flags, first.old_prog_fd, first.new_prog_fd) == (uapi.BPF_F_REPLACE, old.fd, new.fd)
     assert (second.flags, second.old_map_fd) == (0, 0)
+
+
+def test_a_missing_feature_skips_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe.has.cache_clear()
+    monkeypatch.setattr(probe, "FEATURES", {"old": lambda: True, "new": lambda: False})
+    probe.require("old")
+    with pytest.raises(pytest.skip.Exception, match="this kernel lacks new"):
+        probe.require("old", "new")
+    with pytest.raises(KeyError):
+        probe.has("no_such_feature")
+    with pytest.raises(KeyError):
+        probe.has("version:6.12")
+    probe.has.cache_clear()
 
 
 def test_everything_imports_on_the_host_without_loading_libbpf() -> None:

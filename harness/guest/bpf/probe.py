@@ -45,8 +45,8 @@ def _cgroup_mprog() -> bool:
     try:
         sentinel = 0x5EED5EED5EED
         attr = ProgQuery(target_fd=fd, attach_type=uapi.BPF_CGROUP_INET_INGRESS, revision=sentinel)
-        bpf(uapi.BPF_PROG_QUERY, attr)
-        return attr.revision != sentinel
+        # before 6.6 the field is unknown and must be zero
+        return _errno(lambda: bpf(uapi.BPF_PROG_QUERY, attr)) == 0 and attr.revision != sentinel
     finally:
         os.close(fd)
 
