@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
-from harness import btfids, host
+from harness import host
 from harness.cache import Cache, Say, digest
 from harness.errors import HostError, KernrigError
 from harness.kernels import Headers, Kernel
-from harness.toolchain import Toolchain, debian_toolchain
+
+if TYPE_CHECKING:
+    from harness.toolchain import Toolchain
 
 KIND = "test-modules"
 SOURCES = Path(__file__).resolve().parent.parent / "images" / "modules"
@@ -96,6 +96,9 @@ def _toolchain(kernel: Kernel, headers: Headers, *, cache: Cache, say: Say | Non
             f"what {kernel.release} was built with is unknown: suites {releases or 'none'}, gcc {version}",
             hint="`kernrig kernel fetch` takes Debian's current version",
         )
+    # Imported here, as below: most runs find the modules in the cache.
+    from harness.toolchain import debian_toolchain
+
     release = "sid" if releases[0] == "experimental" else releases[0]
     return debian_toolchain(release, int(version) // 10000, cache=cache, say=say)
 
@@ -103,6 +106,8 @@ def _toolchain(kernel: Kernel, headers: Headers, *, cache: Cache, say: Say | Non
 def _build(
     kernel: Kernel, headers: Headers, toolchain: Toolchain | None, sources: Sequence[Path], entry: Path
 ) -> None:
+    from harness import btfids
+
     make = host.which("make")
     if make is None:
         raise HostError("building the test modules needs make", hint="apt-get install make")
@@ -186,6 +191,9 @@ def mirror(headers: Headers, build: Path, btf: Path) -> Path:
 
 def check(path: Path, release: str) -> None:
     """Raise KernrigError unless the module has BTF, with all BTF ids filled in, and is made for `release`."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
     try:
         with path.open("rb") as file:
             elf = ELFFile(file)
