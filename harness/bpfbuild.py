@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compile the .bpf.c files beside the scenarios, once per content; CO-RE fits the objects to each kernel in the guest."""
+"""Compile the .bpf.c files beside the scenarios, once per content; CO-RE fits them to each kernel in the guest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _clang() -> tuple[str, str]:
 
 def compile_objects(
     files: Mapping[str, Path | bytes], *, cache: Cache, say: Callable[[str], None]
-) -> dict[str, Path]:
+) -> dict[str, Path | bytes]:
     """The objects for all `*.bpf.c` among the files of a tree, by the name NAME.bpf.o in the same place.
 
     Headers (`*.h`) anywhere in the tree are part of each object's key; the folder of a source and its parents up to
@@ -39,7 +39,7 @@ def compile_objects(
         name: path for name, path in files.items() if name.endswith(".bpf.c") and isinstance(path, Path)
     }
     headers = [path for name, path in sorted(files.items()) if name.endswith(".h") and isinstance(path, Path)]
-    objects = {}
+    objects: dict[str, Path | bytes] = {}
     for name, source in sorted(sources.items()):
         folders = [source.parents[depth] for depth in range(len(Path(name).parts) - 1)]
         multiarch = Path("/usr/include/x86_64-linux-gnu")

@@ -93,7 +93,9 @@ class Rig:
         """What is loaded into a guest that runs that kernel."""
         if name not in self._trees:
             if self._files is None:
-                files = guest_package() | scenario_files(self.rootdir, self.settings.scenarios)
+                files: dict[str, Path | bytes] = guest_package() | scenario_files(
+                    self.rootdir, self.settings.scenarios
+                )
                 self._files = files | compile_objects(files, cache=self.cache, say=self.say)
             modules, environment = self._modules(name)
             self._trees[name] = Tree(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import shlex
 import sys
@@ -66,7 +67,7 @@ class Runner:
         return False
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
+    def pytest_sessionstart(self) -> None:
         """Make kernel, image and templates ready, saying so, before any worker is started."""
         option = self._config.option
         if self._is_worker or option.collectonly or getattr(option, "showfixtures", False):
@@ -219,14 +220,12 @@ class Runner:
                 self._warn(item, message)
 
     def _warn(self, item: pytest.Function, message: dict[str, Any]) -> None:
-        category = getattr(__builtins__, message["category"], None) or getattr(
-            pytest, message["category"], UserWarning
-        )
+        category = getattr(builtins, message["category"], getattr(pytest, message["category"], UserWarning))
         location = message["location"]
         item.ihook.pytest_warning_recorded.call_historic(
             kwargs={
                 "warning_message": warnings.WarningMessage(
-                    message["text"], category, self._to_host(message["filename"]), message["lineno"]
+                    message["text"], category, self._to_host(message["filename"]), int(message["lineno"])
                 ),
                 "when": message["when"],
                 "nodeid": item.nodeid if message["nodeid"] else "",
@@ -253,7 +252,7 @@ class Runner:
 
     # Verdicts
 
-    def keep(self, evidence: Evidence, verdict: Verdict, text: str, *, failed: bool) -> str:
+    def keep(self, evidence: Evidence, text: str, *, failed: bool) -> str:
         """Write the evidence if it is to be kept; returns the explanation with its place."""
         if self.settings.keep == "never" or (self.settings.keep == "failed" and not failed):
             return text
@@ -266,7 +265,7 @@ class Runner:
 
     def _report(self, item: pytest.Function, finished: Finished) -> None:
         verdict = finished.verdict
-        text = self.keep(finished.evidence, verdict, explain(verdict), failed=verdict.outcome.failed)
+        text = self.keep(finished.evidence, self._to_host(explain(verdict)), failed=verdict.outcome.failed)
         reports = [self._to_report(item, data) for data in finished.reports]
         for report in conclude(item, reports, verdict, text):
             item.ihook.pytest_runtest_logreport(report=report)
@@ -294,8 +293,9 @@ def conclude(
         return left
     call = next((report for report in left if report.when == "call"), None)
     if call is None:
-        call = _missing_report(item, "call" if had_setup else "setup", verdict)
+        call = _missing_report(item, "call" if had_setup else "setup")
         left.insert(0, call)
+        call.user_properties.append(("kernrig_outcome", verdict.outcome.value))
     call.outcome = "failed"
     call.longrepr = _longrepr(item, verdict, text)
     if hasattr(call, "wasxfail"):
@@ -310,7 +310,7 @@ def _retitle(report: pytest.TestReport, verdict: Verdict) -> None:
         crash.message = f"{verdict.outcome.value}: {verdict.reason}"
 
 
-def _missing_report(item: pytest.Item, when: str, verdict: Verdict) -> pytest.TestReport:
+def _missing_report(item: pytest.Item, when: str) -> pytest.TestReport:
     return pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
@@ -318,7 +318,6 @@ def _missing_report(item: pytest.Item, when: str, verdict: Verdict) -> pytest.Te
         outcome="failed",
         longrepr=None,
         when="setup" if when == "setup" else "call",
-        user_properties=[("kernrig_outcome", verdict.outcome.value)],
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +33,8 @@ from harness.verdict import (
 from harness.vm.machine import Machine, MachineLostError
 
 CONSOLE_TAIL_LINES = 20
+# Written by the guest's init (images/overlay/init), which then powers off.
+_AGENT_ENDED = re.compile(r"the guest's agent has ended with status \d+")
 _SYSRQ = (("l", "backtraces of all CPUs"), ("w", "blocked tasks"), ("m", "memory"))
 
 
@@ -107,6 +111,8 @@ def _hear(message: dict[str, Any], heard: _Heard) -> None:
 def _lost(machine: Machine, lost: MachineLostError) -> MachineEnd:
     """Why the machine is gone, from QEMU's exit status and the console."""
     end = machine.end()
+    if (said := _AGENT_ENDED.search(machine.process.console.text())) is not None:
+        return MachineEnd(End.AGENT_KILLED, said[0])
     if end.panicked:
         return MachineEnd(End.PANIC, exit_status=end.status)
     if end.status is not None:
@@ -193,11 +199,11 @@ def _finish(
     records: Sequence[Record] = parse_console(console)
     before = after = None
     if heard.end is not None:
-        records = parse_kmsg("".join(heard.end["log"]))
+        records = parse_kmsg(heard.end["log"])
         before, after = heard.end.get("before"), heard.end.get("after")
         status = heard.end["status"]
         if status != 0 and end is None:
-            end = MachineEnd(End.AGENT_KILLED, f"the scenario's process ended with status {status}")
+            end = _process_end(status)
     if heard.collection_errors is not None:
         end = MachineEnd(End.HARNESS, _not_collected(job, heard.collection_errors))
     evidence.console = machine.process.console.text()
@@ -220,6 +226,15 @@ def _finish(
         rerun=rerun,
     )
     return Finished(verdict, heard.reports, evidence)
+
+
+def _process_end(status: int) -> MachineEnd:
+    """The scenario's process ended without having made its reports: by SIGKILL (the kernel's, for want of memory), by
+    a crash, or by its own exit."""
+    if status == -signal.SIGKILL:
+        return MachineEnd(End.AGENT_KILLED, "the scenario's process got SIGKILL")
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return MachineEnd(End.PROCESS, how)
 
 
 def _not_collected(job: Job, errors: list[dict[str, str]]) -> str:

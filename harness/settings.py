@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Settings:
     kernels: tuple[str, ...] = ("debian",)
     modules: Path | None = None
     isolation: str = "clone"
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     qemu: str | None = None
     accel: str = "auto"
     keep: str = "failed"

@@ -39,9 +39,9 @@ def guest_package() -> dict[str, Path | bytes]:
     return package | {f"harness/{path.relative_to(_PACKAGE).as_posix()}": path for path in files}
 
 
-def scenario_files(rootdir: Path, folder: str) -> dict[str, Path]:
+def scenario_files(rootdir: Path, folder: str) -> dict[str, Path | bytes]:
     """Everything below rootdir/folder but caches and hidden files, by its place in the guest's tree."""
-    found = {}
+    found: dict[str, Path | bytes] = {}
     for path in sorted((rootdir / folder).rglob("*")):
         parts = path.relative_to(rootdir).parts
         if path.is_file() and not any(part in _LEFT_OUT or part.startswith(".") for part in parts):
@@ -51,7 +51,8 @@ def scenario_files(rootdir: Path, folder: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Tree:
-    """An archive to be. `files` maps a path in the guest's tree to a file or its content; `paths` are what pytest collects there."""
+    """An archive to be. `files` maps a path in the guest's tree to a file or its content; `paths` are what pytest
+    collects there."""
 
     files: Mapping[str, Path | bytes]
     paths: tuple[str, ...]

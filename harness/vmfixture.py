@@ -157,7 +157,7 @@ def lend(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Vm]:
         evidence.console = vm.console_text + vm.console.text()
         evidence.command_line = vm.machine.process.arguments
         text = explain(verdict)
-        text = runner.keep(evidence, verdict, text, failed=verdict.outcome.failed or _failed(item))
+        text = runner.keep(evidence, text, failed=verdict.outcome.failed or _failed(item))
         if verdict.outcome.failed:
             pytest.fail(text, pytrace=False)
 

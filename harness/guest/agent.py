@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.guest import jobs
+from harness.guest import jobs, warmup
 from harness.guest.session import WarmSession
 from harness.guest.state import State
 
@@ -47,7 +47,7 @@ class SshServer(Protocol):
 
 def reseed(seed: bytes) -> None:
     """Credit fresh random bytes to the kernel's pool and make it use them at once (random(4))."""
-    with open("/dev/urandom", "wb", buffering=0) as pool:
+    with Path("/dev/urandom").open("wb", buffering=0) as pool:
         fcntl.ioctl(pool, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
         fcntl.ioctl(pool, RNDRESEEDCRNG)
 
@@ -130,6 +130,7 @@ def main(control: Control, ssh: SshServer, load: dict[str, Any]) -> None:
     os.environ.update(load["environment"])
     session = WarmSession(Path(load["root"]), load["paths"], load["options"])
     agent = Agent(control, ssh, session)
+    warmup.warm_up()
     jobs.rehearse(session)
     gc.collect()
     gc.freeze()
@@ -137,5 +138,3 @@ def main(control: Control, ssh: SshServer, load: dict[str, Any]) -> None:
     control.send(loaded=1, items=[item.nodeid for item in session.items], errors=session.errors)
     sys.stdout.flush()
     agent.serve()
-
-

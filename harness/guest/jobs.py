@@ -9,6 +9,7 @@ a call, and at last "end" with what happened to the kernel meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -17,16 +18,19 @@ import os
 import signal
 import socket
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from harness.guest import objects
+from harness.guest.kmsg import Mark
 from harness.guest.session import Send, WarmSession
-from harness.guest.state import KernelLog, State
+from harness.guest.state import State
 
 SETTLE_SECONDS = 10.0
 _REQUEST_SECONDS = 10.0
+_STACK_SECONDS = 2.0
 
 
 def _sender(connection: socket.socket) -> Send:
@@ -40,32 +44,48 @@ def _sender(connection: socket.socket) -> Send:
     return send
 
 
+def _try(send: Send, message: dict[str, Any]) -> None:
+    """Tell the host, unless it has gone away."""
+    with contextlib.suppress(OSError):
+        send(message)
+
+
 class Job:
     """A child at work, the connection that waits for its end, and the kernel's log since its start."""
 
-    def __init__(self, pid: int, connection: socket.socket, log: KernelLog) -> None:
+    def __init__(self, pid: int, connection: socket.socket, log: Mark, stacks: int) -> None:
         self.pid = pid
         self._connection = connection
         self._log = log
+        self._stacks = stacks
 
     def finish(self, status: int) -> None:
         """Called when the child was reaped: wait for deferred frees, then tell the host what is different now."""
         before = State.baseline
         assert before is not None
-        after = objects.settle(before.inventory, SETTLE_SECONDS)
+        send = _sender(self._connection)
+        after = objects.settle(before.inventory, 0)
+        if after is not before.inventory:
+            _try(send, {"type": "settling"})
+            after = objects.settle(before.inventory, SETTLE_SECONDS)
         state = State(int(Path("/proc/sys/kernel/tainted").read_text()), after)
-        end: dict[str, Any] = {"type": "end", "status": os.waitstatus_to_exitcode(status), "log": self._log.read()}
+        log = self._log.raw().decode("utf-8", "replace")
+        end: dict[str, Any] = {
+            "type": "end",
+            "status": os.waitstatus_to_exitcode(status),
+            "log": log,
+        }
         if state != before:
             end |= {"before": before.to_json(), "after": state.to_json()}
         self._log.close()
-        try:
-            _sender(self._connection)(end)
-        except OSError:
-            pass  # the host has gone away; there is nobody left to tell
+        os.close(self._stacks)
+        _try(send, end)
         self._connection.close()
 
     def describe(self) -> dict[str, Any]:
-        """Where the child and its threads are in the kernel, for a scenario that does not end."""
+        """Where the child's threads are, in Python and in the kernel, for a scenario that does not end."""
+        os.kill(self.pid, signal.SIGUSR2)  # faulthandler writes to the memory file, see _child
+        python = self._python_stacks()
         tasks = []
         for task in sorted(Path(f"/proc/{self.pid}/task").iterdir(), key=lambda path: int(path.name)):
             try:
@@ -74,7 +94,18 @@ class Job:
                 stack = ""
             state = (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
             tasks.append({"tid": int(task.name), "state": state, "stack": stack})
-        return {"pid": self.pid, "tasks": tasks}
+        return {"pid": self.pid, "tasks": tasks, "python": python}
+
+    def _python_stacks(self) -> str:
+        """What faulthandler wrote, as soon as it has ended; nothing when the child can't take signals."""
+        end = time.monotonic() + _STACK_SECONDS
+        size = -1
+        while time.monotonic() < end:
+            before, size = size, os.fstat(self._stacks).st_size
+            if size > 0 and size == before:
+                break
+            time.sleep(0.05)
+        return os.pread(self._stacks, max(size, 0), 0).decode("utf-8", "replace")
 
 
 def _read_request(connection: socket.socket) -> dict[str, Any]:
@@ -100,20 +131,16 @@ def start(connection: socket.socket, session: WarmSession, running: dict[int, Jo
     if request["op"] == "ping":
         _ping(connection, running)
         return None
-    log = KernelLog()
+    log = Mark.now()
+    stacks = os.memfd_create("stacks")
     pid = os.fork()
     if pid == 0:
-        _child(connection, session, request)
-    return Job(pid, connection, log)
+        _child(connection, session, request, stacks)
+    return Job(pid, connection, log, stacks)
 
 
 def _ping(connection: socket.socket, running: dict[int, Job]) -> None:
-    for job in running.values():
-        os.kill(job.pid, signal.SIGUSR2)  # the child's Python stack goes to its standard error, see _child
-    try:
-        _sender(connection)({"type": "pong", "jobs": [job.describe() for job in running.values()]})
-    except OSError:
-        pass
+    _try(_sender(connection), {"type": "pong", "jobs": [job.describe() for job in running.values()]})
     connection.close()
 
 
@@ -151,8 +178,10 @@ def _call(request: dict[str, Any], send: Send) -> None:
         send({"type": "error", "exception": type(error).__name__, "text": str(error), "traceback": text})
 
 
-def _child(connection: socket.socket, session: WarmSession, request: dict[str, Any]) -> None:
-    """The forked child: never returns."""
+def _child(
+    connection: socket.socket, session: WarmSession, request: dict[str, Any], stacks: int | None = None
+) -> None:
+    """The forked child: never returns. `stacks` takes the Python stacks when SIGUSR2 asks for them."""
     status = 1
     try:
         gc.disable()
@@ -161,8 +190,9 @@ def _child(connection: socket.socket, session: WarmSession, request: dict[str, A
         os.setsid()
         os.environ.update(request.get("environment", {}))
         send = _sender(connection)
+        if stacks is not None:
+            faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
         if request["op"] == "run":
-            faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
             live = request["options"].get("capture") == "no"
             thread = None
             if live:

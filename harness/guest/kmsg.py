@@ -38,8 +38,8 @@ class Mark:
         os.lseek(fd, 0, os.SEEK_END)
         return cls(fd)
 
-    def read(self) -> tuple[Record, ...]:
-        """All records logged since the mark, in order.
+    def raw(self) -> bytes:
+        """The device's own text of all records since the mark, for a parser that runs elsewhere.
 
         `overwritten` becomes True when the ring buffer lost some before they were read
         (`harness.verdict.klog.lost_records` counts them).
@@ -53,7 +53,11 @@ class Mark:
                 if error.errno != errno.EPIPE:
                     raise
                 self.overwritten = True
-        return parse_kmsg(bytes(self._raw))
+        return bytes(self._raw)
+
+    def read(self) -> tuple[Record, ...]:
+        """All records logged since the mark, in order, parsed."""
+        return parse_kmsg(self.raw())
 
     def close(self) -> None:
         """Close the descriptor; what was read so far can still be asked for."""

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a scenario must leave as it found it: taint and inventory; and the kernel log it caused."""
+"""What a scenario must leave as it found it: the kernel's taint and the inventory."""
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,27 +29,3 @@ class State:
 
     def to_json(self) -> dict[str, Any]:
         return {"tainted": self.tainted, "inventory": self.inventory.to_json()}
-
-
-class KernelLog:
-    """The kernel's log from the moment this was made on, as raw /dev/kmsg records."""
-
-    def __init__(self) -> None:
-        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.lseek(self._fd, 0, os.SEEK_END)
-
-    def read(self) -> list[str]:
-        """The records since the last call. A record that was overwritten before it could be read is missing
-        (Documentation/ABI/testing/dev-kmsg: EPIPE)."""
-        records: list[str] = []
-        while True:
-            try:
-                records.append(os.read(self._fd, 8192).decode("utf-8", "replace"))
-            except BlockingIOError:
-                return records
-            except OSError as error:
-                if error.errno != errno.EPIPE:
-                    raise
-
-    def close(self) -> None:
-        os.close(self._fd)

@@ -33,7 +33,7 @@ def explain(verdict: Verdict) -> str:
         lines.append(f"kernel log: {verdict.lost_records} records were overwritten before they were read")
     if verdict.end is not None:
         lines += ["", f"machine: {verdict.end}"]
-        if verdict.console_tail:
+        if verdict.console_tail and not verdict.unexpected:
             lines.append("console, last lines:")
             lines += [f"    {line}".rstrip() for line in verdict.console_tail[-TAIL_LINES:]]
     if verdict.taint:

@@ -18,6 +18,7 @@ class End(StrEnum):
     AGENT_KILLED = "agent-killed"
     TASK_STUCK = "task-stuck"
     DEADLINE = "deadline"
+    PROCESS = "process"
     QEMU_ABORTED = "qemu-aborted"
     QEMU_KILLED = "qemu-killed"
     QEMU_FAILED = "qemu-failed"
@@ -42,6 +43,7 @@ _SENTENCES = {
     End.AGENT_KILLED: "the guest's agent was killed (most likely by the OOM killer)",
     End.TASK_STUCK: "the scenario's process could not be killed: it is stuck in the kernel",
     End.DEADLINE: "the scenario ran past its deadline, in a machine that still answers",
+    End.PROCESS: "the scenario's process ended before its reports were made",
     End.QEMU_ABORTED: "QEMU aborted",
     End.QEMU_KILLED: "QEMU was killed from outside",
     End.QEMU_FAILED: "QEMU gave up",

@@ -9,7 +9,8 @@ The first of these that holds decides:
 3. The guest panicked, hung, halted, reset, lost its agent or holds a process that can't be killed: KERNEL,
    unless an announced splat explains it (a panic that was expected, an OOM kill that was).
 4. New taint that says the kernel was damaged, and no announced splat explains: KERNEL.
-5. A report of setup, call or teardown failed; the deadline passed in a machine that still answers: TEST.
+5. A report of setup, call or teardown failed; the deadline passed in a machine that still answers; the
+   scenario ended its own process: TEST.
 6. QEMU aborted or was killed, the connection or the harness failed, or reports are missing: INFRA. A failed
    assert that came back before is not taken back by that, so this comes after 5.
 7. An announced splat did not occur, or something was left behind: TEST.
@@ -131,7 +132,7 @@ def judge(
         if report.outcome == "failed":
             message = f": {report.message}" if report.message else ""
             findings.append((Outcome.TEST, f"the scenario failed in its {report.when}{message}"))
-    if live_end and live_end.how is End.DEADLINE:
+    if live_end and live_end.how in (End.DEADLINE, End.PROCESS):
         findings.append((Outcome.TEST, str(live_end)))
     if live_end and live_end.how in INFRA_ENDS and live_end.how is not End.TEMPLATE:
         findings.append((Outcome.INFRA, str(live_end)))

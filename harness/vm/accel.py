@@ -21,6 +21,7 @@ from harness.vm.blueprint import Accel, Blueprint, open_kvm
 
 PROBE_SECONDS = 20.0
 _STATE = "accelerator"
+_LONGEST_REASON = 160
 
 
 def choose(setting: str, blueprint: Blueprint, *, cache: Cache, say: Callable[[str], None]) -> Accel:
@@ -73,6 +74,7 @@ def _boot_failure(blueprint: Blueprint) -> str | None:
         try:
             process, _ = template.cold_boot(blueprint, memory, public_key=public, seconds=PROBE_SECONDS)
         except template.TemplateError as error:
-            return " ".join(error.what.split("\n", 1)[0].split())[:300]
+            reason = error.what.split("\n", 1)[0].removeprefix("The guest did not come up: ")
+            return " ".join(reason.split())[:_LONGEST_REASON]
         process.close()
         return None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 AGENT_SOCKET = "/run/kernrig/agent.sock"
 CONNECT_SECONDS = 30
 PING_SECONDS = 8
+# More than the guest's own limit (harness.guest.jobs).
+SETTLE_SECONDS = 20
 _END_GRACE_SECONDS = 3
 
 
@@ -125,6 +127,9 @@ class Machine:
                             raise MachineLostError("the machine ended")
                         raise MachineLostError("the guest's agent hung up")
                     message: dict[str, Any] = json.loads(line)
+                    if message["type"] == "settling":  # the job is over; deferred frees have time of their own
+                        deadline = Deadline.after(SETTLE_SECONDS, "the guest to settle")
+                        continue
                     yield message
                     if message["type"] in ("end", "pong"):
                         return

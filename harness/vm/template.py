@@ -277,6 +277,7 @@ def new_key() -> tuple[str, str]:
 
 
 def load_key(text: str) -> paramiko.PKey:
+    """The private key that `new_key` made."""
     import paramiko
 
     return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
