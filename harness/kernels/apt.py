@@ -36,9 +36,11 @@ KEYRINGS = (
 FRESH_S = 6 * 3600.0
 # After a failed update, and before lists are refreshed again because a name was not found.
 RETRY_S = 300.0
-UPDATE_TIMEOUT_S = 900.0
+UPDATE_TIMEOUT_S = 300.0
 DOWNLOAD_TIMEOUT_S = 1800.0
 QUERY_TIMEOUT_S = 120.0
+# Lists (65 MB) and apt's cache of them (95 MB), and as much again while they are replaced.
+LISTS_NEED_BYTES = 300_000_000
 
 _CONFIGURATION = """\
 Dir::Etc::SourceList "{home}/sources.list";
@@ -52,7 +54,7 @@ Dir::State::extended_states "{home}/extended_states";
 Dir::Cache "{home}/cache";
 Dir::Cache::Archives "{home}/cache/archives";
 Dir::Cache::pkgcache "pkgcache.bin";
-Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Cache::srcpkgcache "";
 APT::Architecture "amd64";
 #clear APT::Architectures;
 APT::Architectures {{ "amd64"; }};
@@ -160,11 +162,15 @@ class PrivateApt:
             return
         try:
             mirror = self._prepare()
+            # apt-get 2.6 hangs for ever when the disk fills up under it.
+            _require_space(self._home, LISTS_NEED_BYTES, "Debian's package lists")
             self._say("fetching Debian's package lists")
             self._apt("apt-get", "update", timeout_s=UPDATE_TIMEOUT_S, what="fetching Debian's package lists")
         except KernrigError as error:
             # A mirror may lack a suite: what did arrive is good.
-            if not self._has_lists():
+            if not (known or self._hold_kernels()):
+                for half in ("lists", "cache"):
+                    shutil.rmtree(self._home / half, ignore_errors=True)
                 raise
             self._write_stamp(
                 _Stamp(os.environ.get("KERNRIG_MIRROR", ""), stamp.updated if known else 0.0, now)
@@ -190,11 +196,13 @@ class PrivateApt:
         madison = self._apt("apt-cache", "madison", *names, timeout_s=QUERY_TIMEOUT_S, what=what)
         return show, madison
 
-    def download(self, packages: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
-        """Fetch (name, version) packages into `folder`; apt has verified each against the signed lists.
-
-        Raises KernrigError when one cannot be had.
+    def download(self, packages: Iterable[tuple[str, str]], folder: Path, *, size: int) -> list[Path]:
+        """Fetch (name, version) packages of together `size` bytes into `folder`; apt verifies each against
+        the signed lists. Raises KernrigError when one cannot be had, HostError when there is no space to
+        unpack them.
         """
+        # The packages, and unpacked about three times as much (headers; kernels unpack to little more).
+        _require_space(folder, 4 * size, "a kernel's packages")
         wanted = [f"{name}={version}" for name, version in packages]
         self._apt(
             "apt-get",
@@ -231,6 +239,12 @@ class PrivateApt:
         (self._home / "apt.conf").write_text(_CONFIGURATION.format(home=self._home))
         return os.environ.get("KERNRIG_MIRROR", "")
 
+    def _hold_kernels(self) -> bool:
+        try:
+            return bool(self.names("linux-image-"))
+        except KernrigError:
+            return False
+
     def _has_lists(self) -> bool:
         return any((self._home / "lists").glob("*_Packages*"))
 
@@ -250,6 +264,16 @@ class PrivateApt:
     ) -> str:
         command = [program, "-c", str(self._home / "apt.conf"), "-q", *arguments]
         return _run(command, timeout_s=timeout_s, what=what, cwd=cwd)
+
+
+def _require_space(folder: Path, size: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise HostError(
+            f"not enough space for {what} in {folder}: {free / 1e6:.0f} MB free, {size / 1e6:.0f} MB needed",
+            hint="free some space (`kernrig clean` shows what the cache holds), or set KERNRIG_CACHE to a "
+            "directory on another disk",
+        )
 
 
 def _run(command: Sequence[str], *, timeout_s: float, what: str, cwd: Path | None = None) -> str:
@@ -279,7 +303,7 @@ def _run(command: Sequence[str], *, timeout_s: float, what: str, cwd: Path | Non
         told = [
             line for line in done.stderr.splitlines() if line.startswith(("E:", "W:"))
         ] or done.stderr.splitlines()
-        reason = "; ".join(line.strip() for line in told[:4]) or f"exit status {done.returncode}"
+        reason = "; ".join(line.strip() for line in told[:2]) or f"exit status {done.returncode}"
         raise KernrigError(
             f"{what} failed: {reason}",
             hint="is the mirror reachable? KERNRIG_MIRROR names another",

@@ -182,14 +182,14 @@ def _unpack(packages: tuple[Package, ...], folder: Path, cache: Cache, say: Say 
 
     if shutil.which("dpkg-deb") is None:
         raise HostError("there is no dpkg-deb on this host", hint="install dpkg")
+    size = sum(package.size for package in packages)
     if say is not None:
-        size = sum(package.size for package in packages)
         say(f"downloading {packages[0].name} {packages[0].version} ({size / 1e6:.0f} MB)")
     downloads = folder / ".downloads"
     downloads.mkdir()
     with cache.state("apt", say=say) as home:
         wanted = [(package.name, package.version) for package in packages]
-        files = PrivateApt(home, say=say).download(wanted, downloads)
+        files = PrivateApt(home, say=say).download(wanted, downloads, size=size)
     for file in files:
         done = subprocess.run(
             ["dpkg-deb", "-x", str(file), str(folder)],

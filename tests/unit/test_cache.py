@@ -153,6 +153,17 @@ def test_a_full_disk_is_named_and_leaves_nothing(cache: Cache, number: int, wrap
     assert cache.get("image", "i1") is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), RuntimeError("E: Write error - write (28: No space left on device)")],
+)
+def test_a_full_disk_is_named_when_state_is_updated(cache: Cache, error: Exception) -> None:
+    with pytest.raises(HostError, match="full: state/lists"), cache.state("lists"):
+        raise error
+    with pytest.raises(RuntimeError, match="other"), cache.state("lists"):
+        raise RuntimeError("other")
+
+
 def test_other_os_errors_are_passed_on(cache: Cache) -> None:
     def fail(folder: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "gone", "x")

@@ -89,7 +89,9 @@ class Archive:
         ]
         return "".join(each[1] for _, each in wanted), "\n".join(madison)
 
-    def download(self, apt: PrivateApt, packages: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
+    def download(
+        self, apt: PrivateApt, packages: Iterable[tuple[str, str]], folder: Path, *, size: int
+    ) -> list[Path]:
         self.calls.append("download")
         for key in packages:
             deb = self.packages[key][2]
@@ -211,7 +213,7 @@ def test_a_damaged_entry_is_fetched_again(archive: Archive, cache: Cache) -> Non
 def test_an_interrupted_download_leaves_nothing(
     archive: Archive, cache: Cache, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def interrupted(apt: PrivateApt, packages: object, folder: Path) -> list[Path]:
+    def interrupted(apt: PrivateApt, packages: object, folder: Path, *, size: int) -> list[Path]:
         (folder / "half.deb").write_bytes(b"!<arch>")
         raise error
 
