@@ -96,6 +96,11 @@ class VethPair:
     ns_a: NetNamespace
     ns_b: NetNamespace
 
+    @property
+    def flipped(self) -> VethPair:
+        """The same pair seen from its other end, for traffic from `b` to `a`."""
+        return VethPair(a=self.b, b=self.a, ns_a=self.ns_b, ns_b=self.ns_a)
+
 
 # Indices that no device of a fresh namespace has, different in both ends: a program that confuses the two is
 # noticed.

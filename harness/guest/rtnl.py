@@ -26,6 +26,8 @@ RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH = 16, 17, 20, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
+IFLA_NETKIT_PEER_INFO, IFLA_NETKIT_POLICY, IFLA_NETKIT_MODE = 1, 3, 5
+NETKIT_L2 = 0
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 NDA_DST, NDA_LLADDR = 1, 2
@@ -82,6 +84,39 @@ def new_veth(
     )
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Request(f"create veth {name} with peer {peer}", RTM_NEWLINK, flags, _link(index, name, mac, info))
+
+
+def new_netkit(name: str, index: int, peer: str, peer_index: int, peer_ns_fd: int, *, policy: int) -> Request:
+    """Create a netkit pair in link-layer mode: the primary `name` here, `peer` in the namespace of `peer_ns_fd`.
+
+    `policy` is what the primary does with a packet that no program sees: NETKIT_PASS or NETKIT_DROP.
+    """
+    ends = {}
+    for end, number in ((name, index), (peer, peer_index)):
+        ends[end] = IFINFOMSG.pack(socket.AF_UNSPEC, 0, number, 0, 0) + attribute(
+            IFLA_IFNAME, end.encode() + b"\0"
+        )
+    info = nest(
+        IFLA_LINKINFO,
+        attribute(IFLA_INFO_KIND, b"netkit"),
+        nest(
+            IFLA_INFO_DATA,
+            attribute(
+                IFLA_NETKIT_PEER_INFO, ends[peer] + attribute(IFLA_NET_NS_FD, struct.pack("=I", peer_ns_fd))
+            ),
+            attribute(IFLA_NETKIT_POLICY, struct.pack("=I", policy)),
+            attribute(IFLA_NETKIT_MODE, struct.pack("=I", NETKIT_L2)),
+        ),
+    )
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Request(f"create netkit {name} with peer {peer}", RTM_NEWLINK, flags, ends[name] + info)
+
+
+def move_link(index: int, ns_fd: int) -> Request:
+    """Move the device into the network namespace of `ns_fd`; it goes down on the way."""
+    payload = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    payload += attribute(IFLA_NET_NS_FD, struct.pack("=I", ns_fd))
+    return Request(f"move device {index} to another namespace", RTM_NEWLINK, 0, payload)
 
 
 def link_up(index: int) -> Request:

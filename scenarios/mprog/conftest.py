@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""An entry to work on, a journal that programs write when packets meet them, and a netkit pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from harness.guest.bpf import tcx, uapi
+from harness.guest.bpf.asm import ld_map_value, ldxdw, lsh, or_, r1, r2, stxdw
+from harness.guest.bpf.link import Link
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.probe import require
+from harness.guest.bpf.prog import Prog
+from harness.guest.net import Device, VethPair
+from harness.guest.netns import NetNamespace
+from harness.guest.rtnl import link_up, new_netkit
+from scenarios.conftest import LoadSchedCls
+
+
+@pytest.fixture(autouse=True)
+def _needs_tcx() -> None:
+    require("tcx")
+
+
+def ids(*progs: Prog) -> list[int]:
+    """The programs' ids, as a query of an entry that holds just these has them."""
+    return [prog.id for prog in progs]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A device's ingress list `A B* C`: the link owns B, the other two are attached directly."""
+
+    dev: Device
+    a: Prog
+    b: Prog
+    c: Prog
+    link: Link
+
+
+@pytest.fixture
+def entry(dev: Device, sched_cls: LoadSchedCls) -> Iterator[Entry]:
+    a, b, c = sched_cls(name="a"), sched_cls(name="b"), sched_cls(name="c")
+    tcx.attach(dev, a)
+    with tcx.link(dev, b) as link:
+        tcx.attach(dev, c)
+        yield Entry(dev, a, b, c, link)
+
+
+class Journal:
+    """Makes programs that write down their number (1 to 15) when they run; one CPU, at most 16 notes."""
+
+    def __init__(self, notes: Map, load: LoadSchedCls) -> None:
+        self._notes = notes
+        self._load = load
+
+    def prog(self, number: int, verdict: int = uapi.TCX_NEXT) -> Prog:
+        """A program that notes `number` and returns `verdict`."""
+        note = (ld_map_value(r1, self._notes), ldxdw(r2, r1), lsh(r2, 4), or_(r2, number), stxdw(r1, 0, r2))
+        return self._load(*note, verdict=verdict, name=f"note_{number}")
+
+    def read(self) -> list[int]:
+        """The numbers in the order in which they were noted; the journal is empty afterwards."""
+        digits = f"{self._notes.number(0):x}"
+        self._notes[0] = 0
+        return [] if digits == "0" else [int(digit, 16) for digit in digits]
+
+
+@pytest.fixture
+def journal(sched_cls: LoadSchedCls) -> Iterator[Journal]:
+    with Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 8, 1, name="journal") as notes:
+        yield Journal(notes, sched_cls)
+
+
+@pytest.fixture
+def netkit_pair() -> Iterator[Callable[..., VethPair]]:
+    """A factory of netkit pairs: end a is the primary, the scenario's thread is in its namespace."""
+    require("netkit")
+    with ExitStack() as stack:
+        ns_a, ns_b = (stack.enter_context(NetNamespace.create()) for _ in range(2))
+        stack.enter_context(ns_a.entered())
+
+        def make(*, policy: int = uapi.NETKIT_PASS) -> VethPair:
+            # Frames are sent to everybody: the ends' own addresses are random.
+            everybody = "ff:ff:ff:ff:ff:ff"
+            a = Device("primary", 301, ns_a, everybody)
+            b = Device("peer", 302, ns_b, everybody)
+            ns_a.rtnl.request(
+                new_netkit(a.name, a.ifindex, b.name, b.ifindex, ns_b.fd, policy=policy), link_up(a.ifindex)
+            )
+            ns_b.rtnl.request(link_up(b.ifindex))
+            return VethPair(a, b, ns_a, ns_b)
+
+        yield make
