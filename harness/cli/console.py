@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""The user's terminal on a machine's serial console."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pexpect
+
+from harness.cli import terminal
+from harness.cli.failure import MACHINE_LOST, Failure, say
+from harness.cli.options import one_kernel
+from harness.deadline import Deadline, DeadlineError, slow_factor
+from harness.rig import Rig
+from harness.ssh import SshError
+from harness.vm import devices, slots
+from harness.vm import template as templates
+from harness.vm.machine import Machine, MachineLostError
+
+if TYPE_CHECKING:
+    from harness.settings import Settings
+    from harness.tree import Tree
+    from harness.vm.blueprint import Blueprint
+    from harness.vm.process import QemuProcess
+
+_PORT = "/dev/ttyS0"
+_LOOK_SECONDS = 0.1
+
+
+def attach(machine: Machine) -> None:
+    """Start a shell on the console and connect the terminal to it until the user leaves.
+
+    Raises Failure when the machine ends before that.
+    """
+    _start_shell(machine)
+    _connect(machine.process)
+
+
+def boot_attached(settings: Settings) -> None:
+    """Boot from cold with the terminal on the console all along; when the guest is up, a shell starts there."""
+    name = one_kernel(settings)
+    rig = Rig(settings, Path.cwd(), say=say)
+    blueprint, tree = rig.blueprint(name, settings.shape), rig.tree(name)
+    memory = slots.Slots(rig.cache.root / "state" / "slots").held(
+        settings.shape.memory, waiting=lambda: say("waiting for memory")
+    )
+    with memory, _booting(blueprint) as process:
+        threading.Thread(target=_bring_up, args=(process, tree), name="boot", daemon=True).start()
+        _connect(process)
+
+
+@contextmanager
+def _booting(blueprint: Blueprint) -> Iterator[QemuProcess]:
+    """The machine from QEMU's start on; vm.template.cold_boot gives it away only when the guest is up."""
+    with tempfile.TemporaryDirectory(prefix="kernrig-") as directory, ExitStack() as opened:
+        file = Path(directory, "memory")
+        templates.make_memory_file(file, blueprint.shape.memory)
+        fds = [os.open(file, os.O_RDWR)]
+        opened.callback(os.close, fds[0])
+        for path in (blueprint.kernel.vmlinuz, blueprint.image.initramfs):
+            fds.append(os.open(path, os.O_RDONLY))
+            opened.callback(os.close, fds[-1])
+        memory = devices.Memory(fds[0], blueprint.shape.memory, shared=True)
+        boot = devices.Boot(fds[1], fds[2], blueprint.command_line())
+        process = blueprint.start(memory, boot, inherit=fds)
+        try:
+            yield process
+        finally:
+            process.close()
+
+
+def _bring_up(process: QemuProcess, tree: Tree) -> None:
+    """Do the host's part of the guest's start, then get a shell. A failure is only said: the console goes on."""
+    try:
+        private, public = templates.new_key()
+        control = templates.ControlPort(process)
+        deadline = Deadline.after(templates.BOOT_SECONDS, "the guest to come up")
+        control.receive(deadline)
+        control.send(authorized_key=public, time=time.time(), slow=slow_factor())
+        ready = control.receive(deadline)
+        templates.load(process, tree)
+        process.control.sendall(templates.wake_message())
+        key = templates.load_key(private)
+        _start_shell(Machine(process, key=key, host_key=ready["host_key"], prefix=b""))
+    except (templates.TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:
+        if process.status() is None:
+            line = str(error).splitlines()[0]
+            sys.stderr.write(f"\r\nkernrig: no shell: {line}; {terminal.LEAVE_NAME} leaves\r\n")
+            sys.stderr.flush()
+
+
+def _start_shell(machine: Machine) -> None:
+    """A shell on the serial port, with job control, another one whenever it ends."""
+    columns, lines = terminal.size()
+    machine.ssh().run(
+        f"stty -F {_PORT} sane cols {columns} rows {lines};"
+        f"setsid -c sh -c 'cd; while :; do sh -l; done' <{_PORT} >{_PORT} 2>&1 &"
+    )
+
+
+def _connect(process: QemuProcess) -> None:
+    """Connect the terminal to the console until the user leaves. Raises Failure when QEMU ends before that."""
+    say(f"the serial console; {terminal.LEAVE_NAME} leaves and ends the machine")
+    over = threading.Event()
+    with terminal.raw():
+        pump = threading.Thread(target=_show, args=(process, over), name="console-out", daemon=True)
+        pump.start()
+        try:
+            while not process.console.flag_eof:
+                ready, _, _ = select.select([sys.stdin], [], [], _LOOK_SECONDS)
+                if not ready:
+                    continue
+                data, leave = terminal.typed()
+                process.console.send(data)
+                if leave:
+                    return
+        except OSError:
+            pass  # QEMU has closed its end
+        finally:
+            over.set()
+            pump.join()
+    status = process.wait(Deadline.after(5, "QEMU's end"))
+    said = process.errors().strip()[-500:]
+    raise Failure(
+        f"the machine has ended: QEMU's exit status is {status}" + (f", it said: {said}" if said else ""),
+        status=MACHINE_LOST,
+    )
+
+
+def _show(process: QemuProcess, over: threading.Event) -> None:
+    """Copy the console to our standard output until it ends or it is `over`."""
+    while not over.is_set():
+        try:
+            data = process.console.read_nonblocking(65536, timeout=_LOOK_SECONDS)
+        except pexpect.TIMEOUT:
+            continue
+        except pexpect.EOF:
+            return
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError:
+            return
