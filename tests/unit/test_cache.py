@@ -59,6 +59,12 @@ def truncate(entry: Path) -> None:
     (entry / "sub" / "data").write_bytes(b"01234")
 
 
+def truncate_as_a_crash_does(entry: Path) -> None:
+    before = (entry / "sub" / "data").stat().st_mtime_ns
+    truncate(entry)
+    os.utime(entry / "sub" / "data", ns=(before, before))
+
+
 def overwrite(entry: Path) -> None:
     path = entry / "sub" / "data"
     before = path.stat().st_mtime_ns
@@ -89,7 +95,16 @@ def wrong_meta(entry: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, overwrite, delete_file, retarget, delete_meta, garble_meta, wrong_meta],
+    [
+        truncate,
+        truncate_as_a_crash_does,
+        overwrite,
+        delete_file,
+        retarget,
+        delete_meta,
+        garble_meta,
+        wrong_meta,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_a_damaged_entry_is_noticed_and_made_again(cache: Cache, damage: object) -> None:
@@ -189,7 +204,8 @@ root, log = Path(sys.argv[1]), sys.argv[2]
 def make(folder):
     with open(log, "a") as file:
         file.write(f"{os.getpid()}\\n")
-    while not Path(log + ".go").exists():
+    deadline = time.monotonic() + 30
+    while not Path(log + ".go").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     (folder / "data").write_text("x" * 100)
 
