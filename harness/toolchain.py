@@ -70,12 +70,13 @@ def debian_toolchain(release: str, gcc: int, *, cache: Cache, say: Say | None = 
             apt = PrivateApt(home, say=say)
             apt.ensure_lists()
             packages = toolchain_packages(lambda names: parse(*apt.records(list(names))), release, gcc)
+            size = sum(package.size for package in packages)
             if say is not None:
-                size = sum(package.size for package in packages)
                 say(f"downloading gcc-{gcc}, binutils and pahole of Debian {release} ({size / 1e6:.0f} MB)")
             downloads = entry / ".downloads"
             downloads.mkdir()
-            for archive in apt.download([(each.name, each.version) for each in packages], downloads):
+            wanted = [(each.name, each.version) for each in packages]
+            for archive in apt.download(wanted, downloads, size=size):
                 _unpack(archive, entry)
             shutil.rmtree(downloads)
         _tidy(entry)
