@@ -41,11 +41,21 @@ class Lease:
 class Rig:
     """All that the settings lead to, for one process. Close it to end what it still holds."""
 
-    def __init__(self, settings: Settings, rootdir: Path, *, cache: Cache | None = None, say: Say) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rootdir: Path,
+        *,
+        cache: Cache | None = None,
+        say: Say,
+        guest_options: tuple[str, ...] = (),
+    ) -> None:
+        """`guest_options`: words for the command line of pytest in the guest."""
         self.settings = settings
         self.rootdir = rootdir
         self.cache = cache or Cache.default()
         self.say = say
+        self._guest_options = guest_options
         self._kernels: dict[str, Kernel] = {}
         self._blueprints: dict[tuple[str, Shape], Blueprint] = {}
         self._accels: dict[str, Accel] = {}
@@ -101,7 +111,7 @@ class Rig:
             self._trees[name] = Tree(
                 files=self._files | modules,
                 paths=(self.settings.scenarios,) if self._has_scenarios() else (),
-                options=("--import-mode=importlib",),
+                options=("--import-mode=importlib", "--color=no", *self._guest_options),
                 environment=environment,
             )
         return self._trees[name]

@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Generator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLocation, ReprTraceback
 
 from harness.errors import KernrigError
 from harness.evidence import Evidence, new_run
+from harness.inifile import guest_options
 from harness.rig import Rig
 from harness.scenario import Finished, Job, run
 from harness.settings import Settings
@@ -45,7 +46,8 @@ class Runner:
     @cached_property
     def rig(self) -> Rig:
         """The rig, made when it is first needed."""
-        return Rig(self.settings, self._config.rootpath, say=self.say)
+        options = guest_options(self._config)
+        return Rig(self.settings, self._config.rootpath, say=self.say, guest_options=options)
 
     def say(self, text: str) -> None:
         """One line about something slow, on a terminal or in a log; xdist's workers have neither."""
@@ -150,21 +152,24 @@ class Runner:
                 f"{', '.join(sorted(unknown)) or 'positional arguments'}.",
                 hint="write it like @pytest.mark.vm(cpus=2)",
             )
-        append = marker.kwargs.get("append", ())
-        words = shlex.split(append) if isinstance(append, str) else [str(word) for word in append]
-        shape = Shape(
-            cpus=int(marker.kwargs.get("cpus", base.cpus)),
-            memory=int(marker.kwargs.get("memory", base.memory)),
-            append=(*base.append, *words),
-        )
-        return shape, float(marker.kwargs.get("timeout", self.settings.timeout))
+        try:
+            append = marker.kwargs.get("append", ())
+            words = shlex.split(append) if isinstance(append, str) else [str(word) for word in append]
+            shape = Shape(
+                cpus=int(marker.kwargs.get("cpus", base.cpus)),
+                memory=int(marker.kwargs.get("memory", base.memory)),
+                append=(*base.append, *words),
+            )
+            return shape, float(marker.kwargs.get("timeout", self.settings.timeout))
+        except (TypeError, ValueError) as error:
+            raise KernrigError(
+                f"{item.nodeid}: the marker vm has a wrong value: {error}.",
+                hint="cpus, memory (MiB) and timeout (seconds) are numbers, append is a string",
+            ) from error
 
     def _job(self, item: pytest.Function, seconds: float) -> Job:
         options = {name: getattr(self._config.option, name, None) for name in _OPTIONS}
-        expected = tuple(
-            ExpectedSplat(*marker.args, **marker.kwargs) for marker in item.iter_markers("expect_splat")
-        )
-        return Job(self.guest_nodeid(item), options, seconds, expected)
+        return Job(self.guest_nodeid(item), options, seconds, expected_splats(item))
 
     def guest_nodeid(self, item: pytest.Function) -> str:
         """The item's node id without the kernel, which the guest does not know of."""
@@ -271,6 +276,19 @@ class Runner:
             item.ihook.pytest_runtest_logreport(report=report)
 
 
+def expected_splats(item: pytest.Item) -> tuple[ExpectedSplat, ...]:
+    """What the item's expect_splat markers announce. Raises KernrigError for a wrong marker."""
+    try:
+        return tuple(
+            ExpectedSplat(*marker.args, **marker.kwargs) for marker in item.iter_markers("expect_splat")
+        )
+    except TypeError as error:
+        raise KernrigError(
+            f"{item.nodeid}: the marker expect_splat takes a regular expression and a reason: {error}.",
+            hint='write it like @pytest.mark.expect_splat("refcount_t: underflow", reason="why that is right")',
+        ) from error
+
+
 def conclude(
     item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict, text: str
 ) -> list[pytest.TestReport]:
@@ -284,6 +302,9 @@ def conclude(
     for report in left:
         report.user_properties.append(("kernrig_outcome", verdict.outcome.value))
     if not verdict.outcome.failed:
+        if verdict.end is not None and not any(report.when == "call" for report in left):
+            # The machine ended as announced, and took the rest of the scenario with it.
+            left.insert(0, _made_up_report(item, "call", "passed", verdict))
         return left
     failed = next((report for report in left if report.failed), None)
     if failed is not None:
@@ -293,9 +314,8 @@ def conclude(
         return left
     call = next((report for report in left if report.when == "call"), None)
     if call is None:
-        call = _missing_report(item, "call" if had_setup else "setup")
+        call = _made_up_report(item, "call" if had_setup else "setup", "failed", verdict)
         left.insert(0, call)
-        call.user_properties.append(("kernrig_outcome", verdict.outcome.value))
     call.outcome = "failed"
     call.longrepr = _longrepr(item, verdict, text)
     if hasattr(call, "wasxfail"):
@@ -310,14 +330,18 @@ def _retitle(report: pytest.TestReport, verdict: Verdict) -> None:
         crash.message = f"{verdict.outcome.value}: {verdict.reason}"
 
 
-def _missing_report(item: pytest.Item, when: str) -> pytest.TestReport:
+def _made_up_report(
+    item: pytest.Item, when: Literal["setup", "call"], outcome: Literal["passed", "failed"], verdict: Verdict
+) -> pytest.TestReport:
+    """A report that the guest did not live to make."""
     return pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
         keywords=dict.fromkeys(item.keywords, 1),
-        outcome="failed",
+        outcome=outcome,
         longrepr=None,
-        when="setup" if when == "setup" else "call",
+        when=when,
+        user_properties=[("kernrig_outcome", verdict.outcome.value)],
     )
 
 

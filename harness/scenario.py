@@ -35,6 +35,8 @@ from harness.vm.machine import Machine, MachineLostError
 CONSOLE_TAIL_LINES = 20
 # Written by the guest's init (images/overlay/init), which then powers off.
 _AGENT_ENDED = re.compile(r"the guest's agent has ended with status \d+")
+# What kernel_power_off() and kernel_halt() print (kernel/reboot.c). QEMU ends with status 0 after a reset, too.
+_SWITCHED_OFF = re.compile(r"reboot: (Power down|System halted)")
 _SYSRQ = (("l", "backtraces of all CPUs"), ("w", "blocked tasks"), ("m", "memory"))
 
 
@@ -116,7 +118,8 @@ def _lost(machine: Machine, lost: MachineLostError) -> MachineEnd:
     if end.panicked:
         return MachineEnd(End.PANIC, exit_status=end.status)
     if end.status is not None:
-        return end_of_qemu(end.status, panicked=end.panicked)
+        off = _SWITCHED_OFF.search(machine.process.console.text()) is not None
+        return end_of_qemu(end.status, panicked=end.panicked, reset=not off)
     if "agent" in lost.how:
         return MachineEnd(End.AGENT_KILLED, lost.how)
     return MachineEnd(End.CONNECTION, lost.how)
@@ -229,10 +232,8 @@ def _finish(
 
 
 def _process_end(status: int) -> MachineEnd:
-    """The scenario's process ended without having made its reports: by SIGKILL (the kernel's, for want of memory), by
-    a crash, or by its own exit."""
-    if status == -signal.SIGKILL:
-        return MachineEnd(End.AGENT_KILLED, "the scenario's process got SIGKILL")
+    """The scenario's process ended without having made its reports. When that was the kernel's doing (an oops, the OOM
+    killer), the log says so."""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     return MachineEnd(End.PROCESS, how)
 

@@ -187,10 +187,16 @@ def _splat_reason(splats: Sequence[Splat], reports: Sequence[PhaseReport]) -> st
     return f"the kernel {verb}: {worst.title}{more}" + (", though every assert passed" if passed else "")
 
 
+# make_task_dead() in kernel/exit.c, and the OOM killer.
+_KILL_THE_TASK = (Kind.OOPS, Kind.BUG, Kind.LIST, Kind.STACK, Kind.OOM)
+
+
 def _explains_end(known: Sequence[Splat], end: MachineEnd) -> bool:
     """Whether announced splats are the reason that the guest is gone."""
     if end.how is End.AGENT_KILLED:
         return any(splat.fatal or splat.kind is Kind.OOM for splat in known)
+    if end.how is End.PROCESS:
+        return any(splat.kind in _KILL_THE_TASK for splat in known)
     return end.how in KERNEL_ENDS and any(splat.fatal for splat in known)
 
 

@@ -218,7 +218,6 @@ def full_verdict() -> Verdict:
         "another splat: WARNING: b.c:2 at g (2 times)\n",
         "3 records were overwritten",
         "machine: the guest's kernel panicked (exit status 0): GUEST_PANICKED\n",
-        "    console line 49\n",
         "new taint: W: kernel issued a warning\n",
         "left behind:\n    prog 12 'sched_cls'\n",
         "evidence: results/1/test_x\n",
@@ -236,8 +235,24 @@ def test_the_explanation_of_a_splat_after_a_clean_test_says_so() -> None:
     )
 
 
-def test_the_console_tail_is_short() -> None:
-    assert "console line 29" not in explain(full_verdict())
+def test_the_console_tail_is_short_and_stands_where_no_splat_does() -> None:
+    verdict = judge(reports=(), end=MachineEnd(End.HANG), console_tail=[f"line {n}" for n in range(50)])
+    assert "    line 49" in explain(verdict)
+    assert "line 29" not in explain(verdict)
+    assert "console line" not in explain(full_verdict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [(Kind.BUG, Outcome.PASSED), (Kind.OOM, Outcome.PASSED), (Kind.WARNING, Outcome.TEST)],
+)
+def test_an_announced_splat_that_kills_its_task_explains_the_end_of_the_process(
+    kind: Kind, outcome: Outcome
+) -> None:
+    verdict = judge(
+        reports=PASSED[:1], splats=(splat(kind=kind),), expected=(EXPECT_WARNING,), end=end(End.PROCESS)
+    )
+    assert verdict.outcome is outcome
 
 
 def test_an_excerpt_has_forty_lines_beginning_and_end() -> None:
