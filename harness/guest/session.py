@@ -15,7 +15,7 @@ from _pytest.config import _prepareconfig
 
 Send = Callable[[dict[str, Any]], None]
 
-_NOT_HERE = ("cacheprovider", "junitxml", "pastebin", "faulthandler", "stepwise", "debugging", "logging")
+_NOT_HERE = ("cacheprovider", "pastebin", "faulthandler", "stepwise", "debugging")
 _MARKERS = (
     "vm(cpus=, memory=, append=): the shape of the machine",
     "expect_splat(regex, reason=): the kernel is to complain like this",
