@@ -88,7 +88,6 @@ def _bring_up(process: QemuProcess, tree: Tree) -> None:
         control.send(authorized_key=public, time=time.time(), slow=slow_factor())
         ready = control.receive(deadline)
         templates.load(process, tree)
-        process.control.sendall(templates.wake_message())
         key = templates.load_key(private)
         _start_shell(Machine(process, key=key, host_key=ready["host_key"], prefix=b""))
     except (templates.TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:

@@ -8,25 +8,21 @@ line of JSON, answered by lines of JSON (see `jobs.py`); everything the host nee
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import select
 import signal
-import socket
-import struct
 import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.guest import jobs, warmup
+from harness.guest.fingerprint import Fingerprint
 from harness.guest.session import WarmSession
 from harness.guest.state import State
+from harness.guest.wake import wake
 
 SOCKET = "/run/kernrig/agent.sock"
-RNDADDENTROPY = 0x40085203  # include/uapi/linux/random.h
-RNDRESEEDCRNG = 0x5207
 
 
 class Control(Protocol):
@@ -45,13 +41,6 @@ class SshServer(Protocol):
     def start(self) -> None: ...
 
 
-def reseed(seed: bytes) -> None:
-    """Credit fresh random bytes to the kernel's pool and make it use them at once (random(4))."""
-    with Path("/dev/urandom").open("wb", buffering=0) as pool:
-        fcntl.ioctl(pool, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
-        fcntl.ioctl(pool, RNDRESEEDCRNG)
-
-
 class Agent:
     """Serves the control port, the job socket and dead children in one loop."""
 
@@ -59,31 +48,27 @@ class Agent:
         self._control = control
         self._ssh = ssh
         self._session = session
-        self._awake = False
         self._jobs: dict[int, jobs.Job] = {}
         self._wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_end)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        Path(SOCKET).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(SOCKET)
-        self._listener.listen(16)
+        self._listener = jobs.listen(SOCKET)
 
-    def wake(self, message: dict[str, Any]) -> None:
-        """What has to differ between clones of one template: random state, identity, clock."""
-        reseed(bytes.fromhex(message["seed"]))
-        time.clock_settime(time.CLOCK_REALTIME, message["time"])
-        Path("/etc/machine-id").write_text(message["machine_id"] + "\n")
-        os.environ["KERNRIG_SLOW"] = str(message["slow"])
-        self._awake = True
+    def get_ready(self) -> None:
+        """Take the baseline and make the standby; afterwards do once what a job's end will do, as the fork made all
+        pages shared again."""
+        gc.collect()
+        gc.freeze()
+        State.baseline = State.take()
+        standby = jobs.Standby(self._session, Fingerprint())
+        self._jobs[standby.pid] = standby
+        for _ in range(2):
+            jobs.changes(State.baseline)
 
     def _handle_control(self) -> None:
         message = self._control.receive()
-        match message["op"]:
-            case "wake":
-                self.wake(message)
-            case "settle":
-                self._control.send(state=State.take().to_json())
+        if message["op"] == "wake":
+            wake(message)
 
     def _reap(self) -> None:
         try:
@@ -104,8 +89,6 @@ class Agent:
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        while not self._awake:
-            self._handle_control()
         job = jobs.start(connection, self._session, self._jobs)
         if job is not None:
             self._jobs[job.pid] = job
@@ -126,15 +109,12 @@ class Agent:
 
 
 def main(control: Control, ssh: SshServer, load: dict[str, Any]) -> None:
-    """Collect the scenarios, do one trial run in a fork, then serve for ever."""
+    """Collect the scenarios, warm up, then serve for ever."""
     os.environ.update(load["environment"])
     session = WarmSession(Path(load["root"]), load["paths"], load["options"])
     agent = Agent(control, ssh, session)
     warmup.warm_up()
-    jobs.rehearse(session)
-    gc.collect()
-    gc.freeze()
-    State.baseline = State.take()
+    agent.get_ready()
     control.send(loaded=1, items=[item.nodeid for item in session.items], errors=session.errors)
     sys.stdout.flush()
     agent.serve()

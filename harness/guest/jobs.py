@@ -13,21 +13,27 @@ import contextlib
 import faulthandler
 import gc
 import importlib
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.guest import objects
+from harness.guest.fingerprint import Fingerprint
 from harness.guest.kmsg import Mark
 from harness.guest.session import Send, WarmSession
-from harness.guest.state import State
+from harness.guest.state import TAINTED, State
+from harness.guest.wake import wake
 
+STANDBY_SOCKET = "/run/kernrig/standby.sock"
 SETTLE_SECONDS = 10.0
 _REQUEST_SECONDS = 10.0
 _STACK_SECONDS = 2.0
@@ -50,6 +56,12 @@ def _try(send: Send, message: dict[str, Any]) -> None:
         send(message)
 
 
+def changes(before: State, seconds: float = 0) -> State:
+    """The state now, after deferred frees had at most so long; its inventory is `before`'s own when nothing is left."""
+    inventory = objects.settle(before.inventory, seconds)
+    return State(int(TAINTED.read_text()), inventory)
+
+
 class Job:
     """A child at work, the connection that waits for its end, and the kernel's log since its start."""
 
@@ -61,26 +73,26 @@ class Job:
 
     def finish(self, status: int) -> None:
         """Called when the child was reaped: wait for deferred frees, then tell the host what is different now."""
-        before = State.baseline
-        assert before is not None
-        send = _sender(self._connection)
-        after = objects.settle(before.inventory, 0)
-        if after is not before.inventory:
-            _try(send, {"type": "settling"})
-            after = objects.settle(before.inventory, SETTLE_SECONDS)
-        state = State(int(Path("/proc/sys/kernel/tainted").read_text()), after)
-        log = self._log.raw().decode("utf-8", "replace")
-        end: dict[str, Any] = {
-            "type": "end",
-            "status": os.waitstatus_to_exitcode(status),
-            "log": log,
-        }
-        if state != before:
-            end |= {"before": before.to_json(), "after": state.to_json()}
+        self._tell_end(self._connection, status)
+        self._close()
+        self._connection.close()
+
+    def _close(self) -> None:
         self._log.close()
         os.close(self._stacks)
+
+    def _tell_end(self, connection: socket.socket, status: int) -> None:
+        before = State.baseline
+        assert before is not None
+        send = _sender(connection)
+        state = changes(before)
+        if state.inventory is not before.inventory:
+            _try(send, {"type": "settling"})
+            state = changes(before, SETTLE_SECONDS)
+        end = _end(self._log, os.waitstatus_to_exitcode(status))
+        if state != before:
+            end |= {"before": before.to_json(), "after": state.to_json()}
         _try(send, end)
-        self._connection.close()
 
     def describe(self) -> dict[str, Any]:
         """Where the child's threads are, in Python and in the kernel, for a scenario that does not end."""
@@ -108,23 +120,139 @@ class Job:
         return os.pread(self._stacks, max(size, 0), 0).decode("utf-8", "replace")
 
 
-def _read_request(connection: socket.socket) -> dict[str, Any]:
-    connection.settimeout(_REQUEST_SECONDS)
+class Standby(Job):
+    """A child that was forked and has rehearsed before the machine was frozen, and takes one job by itself.
+
+    Forking a large process and running pytest in it for the first time costs a clone thousands of page faults and
+    translated blocks; this way the template has paid for them. The child listens on a socket of its own. It hands its
+    connection to the agent, which looks at it only when the child has ended without having told the host its end.
+    """
+
+    def __init__(self, session: WarmSession, fingerprint: Fingerprint) -> None:
+        listener = listen(STANDBY_SOCKET)
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._log = Mark.now()
+        self._stacks = os.memfd_create("stacks")
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._channel.close()
+            _Understudy(listener, theirs, session, fingerprint, self._log, self._stacks).perform()
+        listener.close()
+        theirs.close()
+        self._channel.recv(1)
+
+    def finish(self, status: int) -> None:
+        """Tell the host the end, unless the child has done so."""
+        data, fds = b"", []
+        while True:
+            part, more, _, _ = socket.recv_fds(self._channel, 16, 1)
+            fds += more
+            if not part:
+                break
+            data += part
+        if fds:
+            with socket.socket(fileno=fds[0]) as connection:
+                if data != b"job,done":
+                    self._tell_end(connection, status)
+        self._channel.close()
+        self._close()
+
+
+class _Understudy:
+    """The standby's life in the child."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        channel: socket.socket,
+        session: WarmSession,
+        fingerprint: Fingerprint,
+        log: Mark,
+        stacks: int,
+    ) -> None:
+        self._agent = os.getppid()
+        self._listener = listener
+        self._channel = channel
+        self._session = session
+        self._fingerprint = fingerprint
+        self._log = log
+        self._stacks = stacks
+
+    def perform(self) -> NoReturn:
+        """Rehearse, say so, wait for the job, do it."""
+        try:
+            _become_child(self._stacks)
+            self._session.rehearse(_discard)
+            gc.collect()
+            self._channel.send(b".")
+            connection, _ = self._listener.accept()
+            socket.send_fds(self._channel, [b"job"], [connection.fileno()])
+            request = _read_request(connection)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        _work(connection, self._session, request, lambda: self._conclude(connection))
+
+    def _conclude(self, connection: socket.socket) -> None:
+        """If nothing at all was left behind, tell the host so at once: no need to wait for this process's end, which
+        is long for its size. Else the agent will find out what it is."""
+        if threading.active_count() > 1 or _has_children() or os.getppid() != self._agent:
+            return
+        kept = sorted((connection.fileno(), self._channel.fileno(), self._log.fileno()))
+        for low, high in itertools.pairwise((2, *kept, 1 << 16)):
+            os.closerange(low + 1, high)
+        if self._fingerprint.same():
+            _try(_sender(connection), _end(self._log, 0))
+            self._channel.send(b",done")
+
+
+def _has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _end(log: Mark, status: int) -> dict[str, Any]:
+    """The last message of a job: how its process ended, and the kernel's log."""
+    return {"type": "end", "status": status, "log": log.raw().decode("utf-8", "replace")}
+
+
+def listen(path: str) -> socket.socket:
+    """A listening unix socket that only root may use."""
+    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(16)
+    return listener
+
+
+def _discard(message: dict[str, Any]) -> None:
+    """Where the rehearsal's reports go."""
+    json.dumps(message)
+
+
+def _read_request(connection: socket.socket, seconds: float | None = None) -> dict[str, Any]:
+    """The one line that the host sends; it has `seconds` for it, as nobody else is served meanwhile."""
+    if seconds is not None:
+        connection.settimeout(seconds)
     data = b""
     while not data.endswith(b"\n"):
         part = connection.recv(65536)
         if not part:
             raise OSError("the host hung up before it asked for anything")
         data += part
-    connection.settimeout(None)
+    if seconds is not None:
+        connection.settimeout(None)
     request: dict[str, Any] = json.loads(data)
     return request
 
 
 def start(connection: socket.socket, session: WarmSession, running: dict[int, Job]) -> Job | None:
-    """Carry out the request on this connection: fork for a job, answer a ping at once."""
+    """Carry out the request on this connection: a job in a new child, a ping at once."""
     try:
-        request = _read_request(connection)
+        request = _read_request(connection, _REQUEST_SECONDS)
     except (OSError, ValueError):
         connection.close()
         return None
@@ -135,7 +263,11 @@ def start(connection: socket.socket, session: WarmSession, running: dict[int, Jo
     stacks = os.memfd_create("stacks")
     pid = os.fork()
     if pid == 0:
-        _child(connection, session, request, stacks)
+        try:
+            _become_child(stacks)
+        except BaseException:
+            os._exit(1)
+        _work(connection, session, request)
     return Job(pid, connection, log, stacks)
 
 
@@ -178,20 +310,29 @@ def _call(request: dict[str, Any], send: Send) -> None:
         send({"type": "error", "exception": type(error).__name__, "text": str(error), "traceback": text})
 
 
-def _child(
-    connection: socket.socket, session: WarmSession, request: dict[str, Any], stacks: int | None = None
-) -> None:
-    """The forked child: never returns. `stacks` takes the Python stacks when SIGUSR2 asks for them."""
+def _become_child(stacks: int) -> None:
+    """Let go of what is the agent's; `stacks` takes the Python stacks when SIGUSR2 asks for them."""
+    gc.disable()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
+
+
+def _work(
+    connection: socket.socket,
+    session: WarmSession,
+    request: dict[str, Any],
+    conclude: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """Do the job in this child; `conclude` is called after it."""
     status = 1
     try:
-        gc.disable()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
+        if "wake" in request:
+            wake(request["wake"])
+        random.seed()
         os.environ.update(request.get("environment", {}))
         send = _sender(connection)
-        if stacks is not None:
-            faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
         if request["op"] == "run":
             live = request["options"].get("capture") == "no"
             thread = None
@@ -203,23 +344,9 @@ def _child(
                 _close_output(thread)
         else:
             _call(request, send)
+        conclude()
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
-
-
-def rehearse(session: WarmSession) -> None:
-    """One trial job in a child, so that what a first job needs (pages, directory entries) is there in each clone."""
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        request = {"op": "run", "nodeid": "", "options": {}}
-        _child(theirs, session, request)
-    theirs.close()
-    while ours.recv(65536):
-        pass
-    ours.close()
-    os.waitpid(pid, 0)

@@ -38,6 +38,10 @@ class Mark:
         os.lseek(fd, 0, os.SEEK_END)
         return cls(fd)
 
+    def fileno(self) -> int:
+        """The descriptor of /dev/kmsg."""
+        return self._fd
+
     def raw(self) -> bytes:
         """The device's own text of all records since the mark, for a parser that runs elsewhere.
 

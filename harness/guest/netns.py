@@ -51,7 +51,7 @@ class NetNamespace:
         router solicitation or multicast report is counted among a scenario's packets. Raises OSError.
         """
         with _returning():
-            _check(_libc().unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
+            _check(libc().unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
             namespace = cls(os.open(THREAD_NS, os.O_RDONLY | os.O_CLOEXEC))
             try:
                 if not ipv6:
@@ -81,7 +81,7 @@ class NetNamespace:
     def entered(self) -> Iterator[None]:
         """Within the block the calling thread (and no other) is in this namespace."""
         with _returning():
-            _check(_libc().setns(self.fd, CLONE_NEWNET), f"setns to {self}")
+            _check(libc().setns(self.fd, CLONE_NEWNET), f"setns to {self}")
             yield
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -132,7 +132,7 @@ class NetNamespace:
             self._rtnl = None
         if self.name is not None:
             path = NAMED / self.name
-            _check(_libc().umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
+            _check(libc().umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
             path.unlink()
             self.name = None
         if self.fd >= 0:
@@ -152,7 +152,8 @@ class NetNamespace:
         return f"<network namespace {self.name or ''}[{number}]>"
 
 
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """The C library, with errno kept."""
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -169,7 +170,7 @@ def _returning() -> Iterator[None]:
         yield
     finally:
         try:
-            _check(_libc().setns(back, CLONE_NEWNET), "setns back to the thread's own network namespace")
+            _check(libc().setns(back, CLONE_NEWNET), "setns back to the thread's own network namespace")
         finally:
             os.close(back)
 
@@ -182,7 +183,7 @@ def _bind(name: str) -> None:
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
     try:
         _check(
-            _libc().mount(THREAD_NS.encode(), os.fsencode(path), b"none", ctypes.c_ulong(MS_BIND), None),
+            libc().mount(THREAD_NS.encode(), os.fsencode(path), b"none", ctypes.c_ulong(MS_BIND), None),
             f"mount {path}",
         )
     except OSError:

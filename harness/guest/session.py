@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from _pytest.config import _prepareconfig
 
+REHEARSAL = "harness/guest/rehearsal.py::test_rehearsal"
+
 Send = Callable[[dict[str, Any]], None]
 
 _NOT_HERE = ("cacheprovider", "pastebin", "faulthandler", "stepwise", "debugging")
@@ -21,6 +23,10 @@ _MARKERS = (
     "expect_splat(regex, reason=): the kernel is to complain like this",
     "known_issue(finding, reason=): the kernel is known to misbehave",
 )
+
+
+def _nobody(message: dict[str, Any]) -> None:
+    """Reports go nowhere until somebody asks for them."""
 
 
 class _Collector:
@@ -37,13 +43,13 @@ class _Collector:
 class _Reporter:
     """Sends reports and warnings of one item as they happen."""
 
-    def __init__(self, config: pytest.Config, send: Send) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._send = send
+        self.send: Send = _nobody
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        self._send({"type": "report", "report": data})
+        self.send({"type": "report", "report": data})
 
     def pytest_warning_recorded(
         self,
@@ -52,7 +58,7 @@ class _Reporter:
         nodeid: str,
         location: tuple[str, int, str] | None,
     ) -> None:
-        self._send(
+        self.send(
             {
                 "type": "warning",
                 "text": str(warning_message.message),
@@ -77,7 +83,7 @@ class WarmSession:
         os.chdir(root)
         words = [word for name in _NOT_HERE for word in ("-p", f"no:{name}")]
         words += ["-c", os.devnull, f"--rootdir={root}", "--continue-on-collection-errors", "-q"]
-        self.config = _prepareconfig([*words, *options, *paths], [collector := _Collector()])
+        self.config = _prepareconfig([*words, *options, *paths, REHEARSAL], [collector := _Collector()])
         for line in _MARKERS:
             self.config.addinivalue_line("markers", line)
         self.config._do_configure()
@@ -86,9 +92,13 @@ class WarmSession:
         self._session = pytest.Session.from_config(self.config)
         self.config.hook.pytest_sessionstart(session=self._session)
         self.config.hook.pytest_collection(session=self._session)
-        self.items: list[pytest.Item] = list(self._session.items)
+        by_id = {item.nodeid: item for item in self._session.items}
+        self._rehearsal = by_id.pop(REHEARSAL)
+        self.items: list[pytest.Item] = list(by_id.values())
         self.errors = collector.errors
-        self._by_id = {item.nodeid: item for item in self.items}
+        self._by_id = by_id
+        self._reporter = _Reporter(self.config)
+        self.config.pluginmanager.register(self._reporter, "kernrig-reporter")
 
     def stop_capturing(self) -> None:
         """Give the process its standard output and error back (pytest's -s)."""
@@ -96,6 +106,12 @@ class WarmSession:
         assert capture is not None
         capture.stop_global_capturing()
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def rehearse(self, send: Send) -> None:
+        """Run the trivial test that is collected along with the scenarios."""
+        self._reporter.send = send
+        self.config.hook.pytest_runtest_protocol(item=self._rehearsal, nextitem=None)
+        self._reporter.send = _nobody
 
     def run(self, nodeid: str, options: dict[str, Any], send: Send) -> None:
         """Run one item's set-up, call and tear-down, sending its reports. Ends the process's use of the session."""
@@ -105,5 +121,5 @@ class WarmSession:
             return
         for name, value in options.items():
             setattr(self.config.option, name, value)
-        self.config.pluginmanager.register(_Reporter(self.config, send), "kernrig-reporter")
+        self._reporter.send = send
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=None)

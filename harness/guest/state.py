@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from harness.guest import objects
 from harness.verdict.inventory import Inventory
 
-_TAINTED = Path("/proc/sys/kernel/tainted")
+TAINTED = Path("/proc/sys/kernel/tainted")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class State:
 
     @classmethod
     def take(cls) -> State:
-        return cls(int(_TAINTED.read_text()), objects.inventory())
+        return cls(int(TAINTED.read_text()), objects.inventory())
 
     def to_json(self) -> dict[str, Any]:
         return {"tainted": self.tainted, "inventory": self.inventory.to_json()}

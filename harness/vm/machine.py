@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.deadline import Deadline, DeadlineError
+from harness.deadline import SLOW_FACTOR_VARIABLE, Deadline, DeadlineError, slow_factor
 from harness.ssh import Lines, SshClient, SshError
 from harness.vm import template as templates
 from harness.vm.blueprint import Blueprint
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.tree import Tree
 
 AGENT_SOCKET = "/run/kernrig/agent.sock"
+STANDBY_SOCKET = "/run/kernrig/standby.sock"
 CONNECT_SECONDS = 30
 PING_SECONDS = 8
 # More than the guest's own limit (harness.guest.jobs).
@@ -64,15 +65,15 @@ class Machine:
         self._host_key = host_key
         self._prefix = prefix
         self._ssh: SshClient | None = None
+        self._awake = False
+        self._standby = True
         self._killed = False
 
     @classmethod
     def clone(cls, template: Template) -> Self:
         """A copy of the frozen machine that runs at once."""
-        process = template.start()
-        process.control.sendall(templates.wake_message())
         return cls(
-            process,
+            template.start(),
             key=template.ssh_key,
             host_key=template.facts["host_key"],
             prefix=template.ssh_prefix,
@@ -88,7 +89,6 @@ class Machine:
             process, said = templates.cold_boot(blueprint, memory, public_key=public)
         try:
             loaded = templates.load(process, tree)
-            process.control.sendall(templates.wake_message())
         except BaseException:
             process.close()
             raise
@@ -97,6 +97,12 @@ class Machine:
 
     def ssh(self, *, seconds: float = CONNECT_SECONDS) -> SshClient:
         """The machine's SSH connection, made at the first call. Raises SshError, DeadlineError, MachineLostError."""
+        if not self._awake:
+            self.process.control.sendall(json.dumps(templates.wake_message()).encode() + b"\n")
+            self._awake = True
+        return self._connect(seconds)
+
+    def _connect(self, seconds: float = CONNECT_SECONDS) -> SshClient:
         if self._ssh is None or not self._ssh.alive():
             deadline = Deadline.after(seconds, "SSH to the guest")
             prefix, self._prefix = self._prefix, b""
@@ -115,8 +121,17 @@ class Machine:
 
         Raises MachineLostError when the machine goes away before that, DeadlineError when it takes too long.
         """
+        environment = {SLOW_FACTOR_VARIABLE: str(slow_factor())} | request.get("environment", {})
+        request = request | {"environment": environment}
+        if not self._awake:
+            # With the first job, as a message of its own would cost as much again.
+            request = request | {"wake": templates.wake_message()}
+            self._awake = True
+        standby = self._standby and request["op"] != "ping"
+        self._standby = self._standby and not standby
+        path = STANDBY_SOCKET if standby else AGENT_SOCKET
         try:
-            with contextlib.closing(self.ssh().open_socket(AGENT_SOCKET, deadline=deadline)) as channel:
+            with contextlib.closing(self._connect().open_socket(path, deadline=deadline)) as channel:
                 channel.settimeout(deadline.check())
                 channel.sendall(json.dumps(request).encode() + b"\n")
                 lines = Lines(channel)

@@ -98,6 +98,12 @@ def bpf(cmd: int, attr: Attr | bytes | bytearray, size: int | None = None) -> in
     return result
 
 
+def system_call(cmd: int, buffer: Any, size: int) -> int:
+    """bpf(2) on a ctypes buffer as it is; the errno, 0 for success. For where every instruction counts."""
+    syscall, number = _libc()
+    return 0 if syscall(number, cmd, buffer, size) >= 0 else ctypes.get_errno()
+
+
 class refused:
     """A context whose body must raise BpfError with one of `errnos` (any, if none is given).
 
