@@ -27,6 +27,7 @@ _LOOK_SECONDS = 0.5
 _END_SECONDS = 5
 _TAIL_LINES = 20
 _SPLAT_LINES = 30
+_HALTED = "reboot: System halted"  # kernel/reboot.c:kernel_halt
 
 
 @contextmanager
@@ -103,8 +104,11 @@ def follow(machine: Machine, channel: paramiko.Channel, deadline: Deadline | Non
 
 
 def check(machine: Machine, deadline: Deadline | None = None) -> None:
-    """Raises Failure when the deadline has passed, or the kernel has panicked without taking QEMU along."""
-    if machine.process.console.panicked.is_set():
+    """Raises Failure when the deadline has passed, or the kernel has panicked or halted without taking QEMU along."""
+    console = machine.process.console
+    if console.since(max(0, console.size() - 80)).rstrip().endswith(_HALTED):
+        raise lost(machine, "the guest halted")
+    if console.panicked.is_set():
         machine.ended(wait=_END_SECONDS)
         raise lost(machine, "the guest's kernel panicked")
     if deadline is not None and deadline.passed():
