@@ -112,6 +112,7 @@ def _has_any_kfunc(*names: str) -> bool:
     return any(btf.vmlinux().has_func(name) for name in names)
 
 
+@functools.cache
 def _kptr_is_referenced(tag: str) -> bool:
     """Whether a pointer with this tag owns a reference.
 

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""Set-up of the kptr scenarios: kr_kptr loaded, maps that own its objects, and how this kernel releases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
+import pytest
+
+from harness.guest.bpf import uapi
+from harness.guest.bpf.asm import jeq, mov, r0, r1, r2, r7
+from harness.guest.kr_modules import KrKptr, missing
+from scenarios.kptr.kfuncs import Kfuncs, exchange, value_of
+from scenarios.kptr.owning_map import VALUE_SIZE, owning_map
+from scenarios.kptr.pocket import Pocket
+
+
+@pytest.fixture
+def kr_kptr() -> Iterator[KrKptr]:
+    """The module, loaded; it complains in the kernel log if it leaves with live objects."""
+    if reason := missing("kr_kptr"):
+        pytest.skip(reason)
+    with KrKptr() as module:
+        yield module
+
+
+class MakePocket(Protocol):
+    """Makes a pocket whose map has this type; closed when the scenario ends, if not earlier."""
+
+    def __call__(self, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Pocket: ...
+
+
+@pytest.fixture
+def make_pocket(kr_kptr: KrKptr) -> Iterator[MakePocket]:
+    """A factory of pockets."""
+    with ExitStack() as stack:
+
+        def make(map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Pocket:
+            return stack.enter_context(Pocket(map_type, flags=flags))
+
+        yield make
+
+
+@pytest.fixture
+def updates_release(kr_kptr: KrKptr) -> bool:
+    """Whether an update or delete releases before it returns, or the map's recycled value keeps the object.
+
+    KPTR-PROBE-005: the answer changed in 7.2 and in stable series, so it is found out by doing it.
+    """
+    with owning_map("kr_obj") as map:
+        kfuncs = Kfuncs()
+        code = [value_of(map), mov(r1, 2), kfuncs.call("kr_obj_find"), jeq(r0, 0, "out")]
+        with kfuncs.load(
+            code, exchange(mov(r2, r0)), jeq(r0, 0, "out"), mov(r7, r0), kfuncs.release()
+        ) as put:
+            put.test_run(bytes(64))
+        map.update(0, bytes(VALUE_SIZE))
+        return kr_kptr.static_refs(2) == 0

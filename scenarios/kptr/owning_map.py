@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""A map whose value has one pointer that owns its object and one that does not, in the kernel's own words for both."""
+
+from __future__ import annotations
+
+from harness.guest.bpf import uapi
+from harness.guest.bpf.btf_builder import BtfBuilder
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.probe import has
+
+OWNED, SEEN, VALUE_SIZE = 8, 24, 32
+"""Offsets of the two pointers: struct value { u64 before; T *owned; u64 after; T *seen; }."""
+
+
+def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Map:
+    """Four values keyed 0 to 3, of pointers to the kernel's or a module's structure. Raises BpfError."""
+    # 6.4 turned the tags round (kernel/bpf/btf.c:btf_find_kptr)
+    owned_tag, seen_tag = ("kptr", "kptr_untrusted") if has("kptr_untrusted_tag") else ("kptr_ref", "kptr")
+    b = BtfBuilder()
+    u32, u64, target = b.integer("u32", 4), b.integer("u64", 8), b.struct(pointee, 0)
+    owned = b.ptr(b.type_tag(owned_tag, target))
+    seen = b.ptr(b.type_tag(seen_tag, target))
+    members = [("before", u64, 0), ("owned", owned, OWNED), ("after", u64, 16), ("seen", seen, SEEN)]
+    value = b.struct("value", VALUE_SIZE, members)
+    with b.load() as types:
+        return Map.create(
+            map_type,
+            4,
+            VALUE_SIZE,
+            4,
+            name="owning",
+            flags=flags,
+            btf=types,
+            btf_key_type_id=u32,
+            btf_value_type_id=value,
+        )
