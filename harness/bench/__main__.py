@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -24,6 +25,8 @@ from harness.errors import KernrigError
 from harness.settings import Option, Settings
 from harness.vm.machine import MachineLostError
 from harness.vm.slots import host_memory_mib
+
+T = TypeVar("T")
 
 RUNS = 3
 SCENARIOS = 100
@@ -74,32 +77,50 @@ def bench(
     scenarios = QUICK_SCENARIOS if quick else SCENARIOS
     with workbench(settings, base=Cache.default(), scenarios=scenarios, say=_say) as place:
         report = Report(describe_host(place), {"rounds": rounds, "scenarios at -n": scenarios})
-        measure(place, measures, rounds, report, say=_say)
-    _say("")
-    report.machine["load after"] = _load()
-    path.write_text(report.to_json())
-    click.echo(table(report))
-    click.echo(f"\nraw values: {path}")
+        try:
+            measure(place, measures, rounds, report, say=_say)
+        finally:  # Ctrl-C after many minutes: what is there is shown and kept
+            _say("")
+            if report.values or report.failures:
+                _finish(report, path)
     unmeasured = [each.name for each in measures if not report.values.get(each.figures[0])]
     if unmeasured:
         raise KernrigError(f"No value at all for {', '.join(unmeasured)}.", hint="the reasons stand above")
+
+
+def _finish(report: Report, path: Path) -> None:
+    report.machine["load after"] = _load()
+    path.write_text(report.to_json())
+    click.echo(f"{table(report)}\n\nraw values: {path}")
 
 
 def measure(
     place: Workbench, measures: Sequence[Measure], rounds: int, report: Report, *, say: Callable[[str], None]
 ) -> None:
     """Take all values into the report; a measurement that fails is noted in it, and the others go on."""
-    warm = [(0, each) for each in measures if each.warm_up]
-    for number, each in (*warm, *schedule(measures, rounds)):
-        say(f"round {number} of {rounds}: {each.name}" if number else f"warming up: {each.name}")
-        try:
-            taken = each.take(place)
-        except (KernrigError, MachineLostError, TimeoutError) as error:
-            say(f"{each.name} failed: {error}")
-            report.failures.append(Failure(each.name, str(error)))
-        else:
-            if number:
-                report.add(taken)
+    for warm_up in dict.fromkeys(each.warm_up for each in measures if each.warm_up is not None):
+        say(f"warming up: {warm_up.__name__}")
+        _try(warm_up.__name__, warm_up, place, report, say)
+    for number, each in schedule(measures, rounds):
+        say(f"round {number} of {rounds}: {each.name}")
+        taken = _try(each.name, each.take, place, report, say)
+        if taken is not None:
+            report.add(taken)
+
+
+def _try(
+    name: str,
+    take: Callable[[Workbench], T],
+    place: Workbench,
+    report: Report,
+    say: Callable[[str], None],
+) -> T | None:
+    try:
+        return take(place)
+    except (KernrigError, MachineLostError, TimeoutError) as error:
+        say(f"{name} failed: {error}")
+        report.failures.append(Failure(name, str(error)))
+        return None
 
 
 def read_settings(kernel: str | None) -> Settings:

@@ -33,7 +33,7 @@ class Workbench:
     """What measurements need. `rig` has all it needs in the cache `warm`; templates are made in the cache `anew`.
 
     `trivial` is the root of a project with `scenarios` scenarios that assert nothing but True, `real` that of a copy
-    of this repository's scenarios (None when there are none).
+    of this repository's scenarios, `edited` that of another, which is edited (None when there are none).
     """
 
     rig: Rig
@@ -43,6 +43,7 @@ class Workbench:
     trivial: Path
     scenarios: int
     real: Path | None
+    edited: Path | None
     edits: int = 0
 
 
@@ -56,7 +57,7 @@ def workbench(settings: Settings, *, base: Cache, scenarios: int, say: Say) -> I
     kernel = settings.kernels[0]
     with _claimed(base.root / ".bench") as folder:
         trivial = make_trivial_project(folder / "trivial", scenarios)
-        real = copy_scenarios(REPOSITORY, folder / "real")
+        real, edited = (copy_scenarios(REPOSITORY, folder / name) for name in ("real", "edited"))
         for project in (trivial, real):
             if project is not None:
                 # Whatever is not yet there is made in the user's own cache, where it is of use afterwards.
@@ -67,7 +68,7 @@ def workbench(settings: Settings, *, base: Cache, scenarios: int, say: Say) -> I
         rig = Rig(settings, trivial, cache=warm, say=say)
         try:
             rig.prepare()
-            yield Workbench(rig, kernel, warm, anew, trivial, scenarios, real)
+            yield Workbench(rig, kernel, warm, anew, trivial, scenarios, real, edited)
         finally:
             rig.close()
 

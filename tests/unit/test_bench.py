@@ -163,11 +163,11 @@ def test_a_failed_measurement_is_noted_and_warm_up_values_are_dropped() -> None:
     def bad(_bench: object) -> dict[str, float]:
         raise KernrigError("no luck")
 
-    both = (Measure("good", ("cpu",), good, warm_up=True), Measure("bad", ("start",), bad))
+    both = (Measure("good", ("cpu",), good, warm_up=good), Measure("bad", ("start",), bad, warm_up=good))
     into = report()
     command.measure(None, both, 2, into, say=lambda _: None)  # type: ignore[arg-type]
     assert into.values == {"cpu": [2.0, 3.0]}
-    assert into.failures == [Failure("bad", "no luck")] * 2
+    assert into.failures == [Failure("bad", "no luck")] * 2  # and warmed up once only
 
 
 @pytest.mark.parametrize(
@@ -323,9 +323,10 @@ def test_output_that_never_comes_meets_its_deadline_or_the_end(tmp_path: Path) -
         assert program.until(re.compile("never"), Deadline.after(SOON, "the word")) is None
 
 
+@pytest.mark.parametrize("good", [[], ["good"]])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_benchmark_leaves_nothing(
-    tmp_path: Path, number: signal.Signals, status: int
+def test_a_signal_to_the_benchmark_leaves_nothing_but_the_values_there_are(
+    tmp_path: Path, number: signal.Signals, status: int, good: list[str]
 ) -> None:
     """The command line as it is, with one measurement that runs a program for ever."""
     script = tmp_path / "script.py"
@@ -349,13 +350,16 @@ def workbench(*_args, **_kwargs):
     with _claimed(Path("cache/.bench")):
         yield None
 
-command.choose = lambda _: (Measure("endless", ("cpu",), endless),)
+measures = [Measure("endless", ("cpu",), endless)]
+if sys.argv[1:]:
+    measures.insert(0, Measure("good", ("start",), lambda _: {{"start": 1.5}}))
+command.choose = lambda _: tuple(measures)
 command.workbench = workbench
 command.describe_host = lambda _: {{}}
 command.main([])
 """)
     process = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), *good],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -372,7 +376,8 @@ command.main([])
         assert process.returncode == status, output
         assert not [child for child in started if child.is_running()]
         assert not (tmp_path / "cache/.bench").exists()
-        assert not list(tmp_path.glob(".kernrig/bench/*"))
+        kept = [Report.read(path).values for path in tmp_path.glob(".kernrig/bench/*")]
+        assert kept == ([{"start": [1.5]}] if good else [])
     finally:
         process.kill()
         process.communicate()
