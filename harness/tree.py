@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import digest
+from harness.errors import KernrigError
 
 GUEST_ROOT = "/opt/kernrig/tree"
 GUEST_MODULES = f"{GUEST_ROOT}/modules"
@@ -62,10 +63,21 @@ class Tree:
     @cached_property
     def digest(self) -> str:
         """Changes whenever what the guest gets changes."""
-        parts: list[str | Path | bytes] = []
-        for name, path in sorted(self.files.items()):
-            parts += [name, path]
+        parts: list[str | bytes] = []
+        for name, data in self._contents.items():
+            parts += [name, data]
         return digest(*parts, repr((self.paths, self.options, sorted(self.environment.items()))))
+
+    @cached_property
+    def _contents(self) -> dict[str, bytes]:
+        """All files, read once: an editor may be at work while a template is made."""
+        contents = {}
+        for name, file in sorted(self.files.items()):
+            try:
+                contents[name] = file if isinstance(file, bytes) else file.read_bytes()
+            except OSError as error:
+                raise KernrigError(f"{name} could not be read: {error.strerror}.", hint="run it again") from error
+        return contents
 
     @property
     def scenario_files(self) -> int:
@@ -76,8 +88,7 @@ class Tree:
         """A tar archive; the same tree gives the same bytes."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name, path in sorted(self.files.items()):
-                data = path if isinstance(path, bytes) else path.read_bytes()
+            for name, data in self._contents.items():
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mtime, entry.mode = len(data), _MTIME, 0o644
                 archive.addfile(entry, io.BytesIO(data))

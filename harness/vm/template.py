@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-BOOT_SECONDS = 90
-LOAD_SECONDS = 60
+BOOT_SECONDS = 180
+LOAD_SECONDS = 240
 FREEZE_SECONDS = 60
 BOOT_TRIES = 3
 # Part of the key of every template: changes with what is kept in one.
