@@ -13,6 +13,7 @@ from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import Item, asm, exit_, mov, r0
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
+from harness.guest.kr_modules import KrKptr, KrOps, missing
 from harness.guest.net import Device, VethPair, veth_pair
 from harness.guest.netns import NetNamespace
 
@@ -69,3 +70,22 @@ def sched_cls() -> Iterator[LoadSchedCls]:
             return stack.enter_context(Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS, name=name))
 
         yield load
+
+
+@pytest.fixture
+def kr_kptr() -> Iterator[KrKptr]:
+    """Our module with a kptr type, loaded; it complains in the kernel log if it leaves with live objects."""
+    if reason := missing("kr_kptr"):
+        pytest.skip(reason)
+    with KrKptr() as module:
+        yield module
+
+
+@pytest.fixture
+def kr_ops() -> Iterator[KrOps]:
+    """Our module with a struct_ops type, loaded; it complains if it leaves with registered tables."""
+    require("module_struct_ops")
+    if reason := missing("kr_ops"):
+        pytest.skip(reason)
+    with KrOps() as module:
+        yield module

@@ -91,6 +91,10 @@ class KrOps(TestModule):
         finally:
             os.close(fd)
 
+    def tables(self) -> list[str]:
+        """The registered tables, one line each. Raises OSError."""
+        return (self.debugfs / "tables").read_text().splitlines()
+
     def hold(self, command: str) -> None:
         """ "take SLOT" or "drop": let an object of the module use a table beyond its registration.
 

@@ -163,6 +163,9 @@ __bpf_kfunc void kr_obj_release(struct kr_obj *obj)
 /* The kernel calls this, never a program, for an object that a map held when its value went away. */
 __bpf_kfunc void kr_obj_dtor(void *obj)
 {
+	/* Before 6.4 the kernel calls it for empty pointers, too. */
+	if (!obj)
+		return;
 	udelay(min(dtor_delay_us, 1000U));
 	atomic_inc(&kr_count.dtor_calls);
 	kr_obj_put(obj);

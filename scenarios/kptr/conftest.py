@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Set-up of the kptr scenarios: kr_kptr loaded, maps that own its objects, and how this kernel releases."""
+"""Set-up of the kptr scenarios: maps that own objects of kr_kptr, and how this kernel releases."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ import pytest
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import jeq, mov, r0, r1, r2, r7
-from harness.guest.kr_modules import KrKptr, missing
+from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.kfuncs import Kfuncs, exchange, value_of
 from scenarios.kptr.owning_map import VALUE_SIZE, owning_map
 from scenarios.kptr.pocket import Pocket
-
-
-@pytest.fixture
-def kr_kptr() -> Iterator[KrKptr]:
-    """The module, loaded; it complains in the kernel log if it leaves with live objects."""
-    if reason := missing("kr_kptr"):
-        pytest.skip(reason)
-    with KrKptr() as module:
-        yield module
 
 
 class MakePocket(Protocol):
