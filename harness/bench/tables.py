@@ -6,6 +6,8 @@ from __future__ import annotations
 from harness.bench.figures import CPU_SECONDS, PER_MINUTE, Figure, Report, Summary
 
 _ALIGN_LEFT = 2
+# Two single values never overlap, and mean nothing.
+_FEWEST_VALUES = 3
 
 
 def show(value: float, unit: str) -> str:
@@ -70,7 +72,9 @@ def comparison(first: Report, second: Report) -> str:
 
 def _ratio(figure: Figure, before: Summary, after: Summary) -> tuple[str, ...]:
     ratio = after.median / before.median if before.median else float("inf")
-    if after.least <= before.most and before.least <= after.most:
+    if min(before.count, after.count) < _FEWEST_VALUES:
+        verdict = "too few values"
+    elif after.least <= before.most and before.least <= after.most:
         verdict = "within noise"
     else:
         verdict = "better" if (ratio > 1) == figure.more_is_better else "worse"

@@ -110,9 +110,10 @@ def test_the_table_has_machine_median_range_aim_and_failures() -> None:
     [
         ("clone_ssh", [0.2, 0.22, 0.24], [0.1, 0.11, 0.12], "0.50 +better"),
         ("clone_ssh", [0.1, 0.11, 0.12], [0.2, 0.22, 0.24], "2.00 +worse"),
-        ("rate_n8", [100.0, 110.0], [200.0, 220.0], "2.00 +better"),
-        ("rate_n8", [200.0, 220.0], [100.0, 110.0], "0.50 +worse"),
+        ("rate_n8", [100.0, 105.0, 110.0], [200.0, 210.0, 220.0], "2.00 +better"),
+        ("rate_n8", [200.0, 210.0, 220.0], [100.0, 105.0, 110.0], "0.50 +worse"),
         ("cpu", [0.1, 0.2, 0.3], [0.25, 0.3, 0.4], "1.50 +within noise"),
+        ("cpu", [0.1, 0.1, 0.1], [0.3, 0.3], "3.00 +too few values"),
     ],
 )
 def test_a_ratio_counts_only_beyond_the_noise(
@@ -404,7 +405,7 @@ def test_two_reports_are_compared_without_measuring(tmp_path: Path) -> None:
     begin = time.monotonic()
     done = run_command("--compare", "a.json", "b.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^cpu .* 0\.400 s +0\.200 s +0\.50 +better$", done.stdout, re.MULTILINE)
+    assert re.search(r"^cpu .* 0\.400 s +0\.200 s +0\.50 +too few values$", done.stdout, re.MULTILINE)
     assert time.monotonic() - begin < SOON
 
 
