@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ def new_run() -> str:
 
 @dataclass
 class Evidence:
-    """What is known about one scenario's run, collected as it happens and written at once when it is kept."""
+    """What is known about one scenario's run, collected as it happens and written at once when it is kept; `console` is
+    asked only then."""
 
     nodeid: str
     kernel: str
     command_line: Sequence[str] = ()
-    console: str = ""
+    console: Callable[[], str] = str
     kernel_log: str = ""
     reports: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Evidence:
         directory.mkdir(parents=True, exist_ok=True)
         files = {
             "verdict.txt": explanation,
-            "console.log": self.console,
+            "console.log": self.console(),
             "kernel.log": self.kernel_log,
             "qemu.sh": shlex.join(self.command_line) + "\n",
             "reports.json": json.dumps(self.reports, indent=1),

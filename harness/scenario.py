@@ -209,7 +209,7 @@ def _finish(
             end = _process_end(status)
     if heard.collection_errors is not None:
         end = MachineEnd(End.HARNESS, _not_collected(job, heard.collection_errors))
-    evidence.console = machine.process.console.text()
+    evidence.console = machine.console_text
     evidence.kernel_log = render(records)
     evidence.reports = heard.reports
     evidence.command_line = machine.process.arguments

@@ -154,7 +154,7 @@ def lend(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Vm]:
         stack.callback(lambda: vm.machine.close())
         yield vm
         verdict = _judge(vm, item)
-        evidence.console = vm.console_text + vm.console.text()
+        evidence.console = lambda: vm.console_text + vm.machine.console_text()
         evidence.command_line = vm.machine.process.arguments
         text = explain(verdict)
         text = runner.keep(evidence, text, failed=verdict.outcome.failed or _failed(item))

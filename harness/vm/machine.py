@@ -67,17 +67,25 @@ class Machine:
         self._ssh: SshClient | None = None
         self._awake = False
         self._standby = True
+        self._template: Template | None = None
         self._killed = False
 
     @classmethod
     def clone(cls, template: Template) -> Self:
         """A copy of the frozen machine that runs at once."""
-        return cls(
+        machine = cls(
             template.start(),
             key=template.ssh_key,
             host_key=template.facts["host_key"],
             prefix=template.ssh_prefix,
         )
+        machine._template = template
+        return machine
+
+    def console_text(self) -> str:
+        """All that was printed on the console since power-on, in the template's life too."""
+        before = self._template.console() if self._template is not None else ""
+        return before + self.process.console.text()
 
     @classmethod
     def boot(cls, blueprint: Blueprint, tree: Tree) -> tuple[Self, dict[str, Any]]:

@@ -71,6 +71,10 @@ class Template:
         """The SSH server's identification and key-exchange proposal, sent before the freeze."""
         return (self.directory / "ssh-prefix").read_bytes()
 
+    def console(self) -> str:
+        """What the guest printed before it was frozen."""
+        return (self.directory / "console").read_text(errors="replace")
+
     def start(self, *, memory_file: Path | None = None, inherit: tuple[int, ...] = ()) -> QemuProcess:
         """A QEMU that goes on from the frozen state: a clone, or with `memory_file` (writable) a new template's start.
 
@@ -368,7 +372,8 @@ def _make_load(base: Template, tree: Tree, directory: Path) -> None:
         stack.callback(process.close)
         loaded = load(process, tree)
         _freeze(process, state_fd)
-        (directory / "console").write_text(process.console.text())
+        console = (base.directory / "console").read_text() + process.console.text()
+        (directory / "console").write_text(console)
     for name in ("ssh-prefix", "key"):
         (directory / name).write_bytes((base.directory / name).read_bytes())
     (directory / "key").chmod(0o600)
