@@ -33,6 +33,14 @@ def host_memory_mib() -> int:
     return pages >> 20
 
 
+def available_memory_mib() -> int:
+    """MiB that new programs could use without swapping, as the kernel estimates it (proc(5), MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return host_memory_mib()
+
+
 def units_for(memory_mib: int) -> int:
     """Units that a machine with so much memory holds."""
     return -(-(memory_mib + OVERHEAD_MIB) // UNIT_MIB)
@@ -83,11 +91,15 @@ class Slots:
             time.sleep(0.02)
 
     def _try(self, need: int) -> list[int] | None:
-        """All the locks at once or none: one process at a time looks for them."""
+        """All the locks at once or none: one process at a time looks for them.
+
+        What others use of the host's memory counts too, unless no machine runs at all: then one may try.
+        """
         gate = os.open(self._directory / "gate", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         locks: list[int] = []
         try:
             fcntl.flock(gate, fcntl.LOCK_EX)
+            wanted = need if available_memory_mib() > need * UNIT_MIB else self.total
             for number in range(self.total):
                 fd = os.open(self._directory / str(number), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
                 try:
@@ -96,8 +108,9 @@ class Slots:
                     os.close(fd)
                     continue
                 locks.append(fd)
-                if len(locks) == need:
-                    return locks
+                if len(locks) == wanted:
+                    release(locks[need:])
+                    return locks[:need]
             release(locks)
             return None
         finally:
@@ -106,5 +119,5 @@ class Slots:
 
 def release(locks: list[int]) -> None:
     """Give the units back."""
-    while locks:
-        os.close(locks.pop())
+    for fd in locks:
+        os.close(fd)
