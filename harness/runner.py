@@ -297,16 +297,26 @@ def conclude(
     """The reports that are still to be made, with the verdict in them.
 
     A passed set-up was reported when it came. A failed verdict stands in the report that failed, else in the one of
-    the call, which is made up when it is missing.
+    the call, which is made up when it is missing; so is the one of the tear-down, with which an item ends (and from
+    which --junitxml takes the properties).
     """
-    left = [report for report in reports if not (report.when == "setup" and report.passed)]
-    had_setup = len(left) < len(reports)
+    left = _with_verdict(item, reports, verdict, text)
     for report in left:
         report.user_properties.append(("kernrig_outcome", verdict.outcome.value))
+    return left
+
+
+def _with_verdict(
+    item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict, text: str
+) -> list[pytest.TestReport]:
+    left = [report for report in reports if not (report.when == "setup" and report.passed)]
+    had_setup = len(left) < len(reports)
+    if not any(report.when == "teardown" for report in left):
+        left.append(_made_up_report(item, "teardown", "passed"))
     if not verdict.outcome.failed:
         if verdict.end is not None and not any(report.when == "call" for report in left):
             # The machine ended as announced, and took the rest of the scenario with it.
-            left.insert(0, _made_up_report(item, "call", "passed", verdict))
+            left.insert(0, _made_up_report(item, "call", "passed"))
         return left
     failed = next((report for report in left if report.failed), None)
     if failed is not None:
@@ -316,7 +326,7 @@ def conclude(
         return left
     call = next((report for report in left if report.when == "call"), None)
     if call is None:
-        call = _made_up_report(item, "call" if had_setup else "setup", "failed", verdict)
+        call = _made_up_report(item, "call" if had_setup else "setup", "failed")
         left.insert(0, call)
     call.outcome = "failed"
     call.longrepr = _longrepr(item, verdict, text)
@@ -348,7 +358,7 @@ def _retitle(report: pytest.TestReport, verdict: Verdict) -> None:
 
 
 def _made_up_report(
-    item: pytest.Item, when: Literal["setup", "call"], outcome: Literal["passed", "failed"], verdict: Verdict
+    item: pytest.Item, when: Literal["setup", "call", "teardown"], outcome: Literal["passed", "failed"]
 ) -> pytest.TestReport:
     """A report that the guest did not live to make."""
     return pytest.TestReport(
@@ -358,7 +368,6 @@ def _made_up_report(
         outcome=outcome,
         longrepr=None,
         when=when,
-        user_properties=[("kernrig_outcome", verdict.outcome.value)],
     )
 
 

@@ -105,6 +105,8 @@ class WarmSession:
         capture = self.config.pluginmanager.getplugin("capturemanager")
         assert capture is not None
         capture.stop_global_capturing()
+        capture._method = "no"  # -s is a way of capturing, too: fixtures such as capsys go on working
+        capture.start_global_capturing()
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
     def rehearse(self, send: Send) -> None:

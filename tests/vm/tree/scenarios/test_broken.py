@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+raise RuntimeError("this file can't be imported")
