@@ -44,6 +44,7 @@ def lend_machine(settings: Settings) -> Iterator[Machine]:
     try:
         with rig.lease(kernel, settings.shape, own=True) as lease:
             try:
+                lease.machine.ssh()  # tells it to wake; the agent answers when that is done
                 if lease.machine.ping() is None:
                     raise lost(lease.machine, "the guest's agent does not answer")
                 yield lease.machine

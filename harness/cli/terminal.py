@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -46,9 +45,9 @@ def resized() -> Iterator[socket.socket]:
 
 
 def size() -> tuple[int, int]:
-    """Columns and lines."""
-    columns, lines = shutil.get_terminal_size()
-    return columns, lines
+    """Columns and lines of the terminal itself: COLUMNS and LINES in the environment do not follow its size."""
+    columns, lines = os.get_terminal_size(sys.stdin.fileno())
+    return columns or 80, lines or 24  # a serial line's terminal may not know
 
 
 def typed() -> tuple[bytes, bool]:
