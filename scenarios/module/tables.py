@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import Code, add32, asm, exit_, ldxdw, r0, r1, r2
-from harness.guest.bpf.btf import Btf
+from harness.guest.bpf.btf import Btf, BtfObject
 from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
@@ -35,8 +35,8 @@ def new_table(*, slot: int = 0, flags: int = 0) -> StructOps:
 class Binder:
     """A descriptor of the module's BTF and the calls that bind to it, whatever became of the module."""
 
-    def __init__(self, types: Btf) -> None:
-        self.object = types.object
+    def __init__(self, types: Btf, object: BtfObject) -> None:
+        self.object = object
         self._value_id = types.struct(f"bpf_struct_ops_{TYPE}")
         self._value_size = types.size(self._value_id)
         self._type_id = types.struct(TYPE)

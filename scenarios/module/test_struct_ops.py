@@ -86,7 +86,8 @@ def test_nothing_binds_to_the_btf_of_a_removed_module(kr_ops: KrOps) -> None:
     """MODLIFE-EDGE-004, MODLIFE-REF-005: an open descriptor does not block the unload; afterwards it still tells
     its name, but the id is gone and nothing can be made of it.
     """
-    old = Binder(btf.module("kr_ops"))
+    types = btf.module("kr_ops")
+    old = Binder(types, types.object)
     with old.object:
         id = old.object.id
         kr_ops.unload()
