@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,22 +52,19 @@ def cold_boot(bench: Workbench) -> Values:
     """Process start to the end of a first command over SSH; nothing is frozen, nothing loaded."""
     blueprint = bench.rig.blueprint(bench.kernel, bench.rig.settings.shape)
     private, public = template.new_key()
-    with tempfile.TemporaryDirectory(prefix="kernrig-", dir=bench.anew.root) as directory:
-        memory = Path(directory, "memory")
-        begin = time.monotonic()
-        template.make_memory_file(memory, blueprint.shape.memory)
-        process, said = template.cold_boot(blueprint, memory, public_key=public)
+    begin = time.monotonic()
+    process, said = template.cold_boot(blueprint, public_key=public)
+    try:
+        deadline = Deadline.after(COMMAND_SECONDS, "SSH to the booted guest")
+        key = template.load_key(private)
+        ssh = SshClient(process.ssh, key=key, host_key=said["host_key"], deadline=deadline)
         try:
-            deadline = Deadline.after(COMMAND_SECONDS, "SSH to the booted guest")
-            key = template.load_key(private)
-            ssh = SshClient(process.ssh, key=key, host_key=said["host_key"], deadline=deadline)
-            try:
-                done = ssh.run("true", seconds=COMMAND_SECONDS)
-                seconds = time.monotonic() - begin
-            finally:
-                ssh.close()
+            done = ssh.run("true", seconds=COMMAND_SECONDS)
+            seconds = time.monotonic() - begin
         finally:
-            process.close()
+            ssh.close()
+    finally:
+        process.close()
     if done.status != 0:
         raise KernrigError(f"`true` ended with status {done.status} in the guest: {done.errors!r}")
     return {"cold-boot": seconds}

@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +15,10 @@ import pexpect
 from harness.cli import terminal
 from harness.cli.failure import MACHINE_LOST, Failure, say
 from harness.cli.options import one_kernel
-from harness.deadline import Deadline, DeadlineError, slow_factor
+from harness.deadline import Deadline, DeadlineError
 from harness.rig import Rig
 from harness.ssh import SshError
-from harness.vm import devices, slots
+from harness.vm import slots
 from harness.vm import template as templates
 from harness.vm.machine import Machine, MachineLostError
 
@@ -53,43 +49,18 @@ def boot_attached(settings: Settings) -> None:
     memory = slots.Slots(rig.cache.root / "state" / "slots").held(
         settings.shape.memory, waiting=lambda: say("waiting for memory")
     )
-    with memory, _booting(blueprint) as process:
-        threading.Thread(target=_bring_up, args=(process, tree), name="boot", daemon=True).start()
+    with memory, closing(templates.power_on(blueprint)) as process:
+        threading.Thread(target=_bring_up, args=(process, blueprint, tree), name="boot", daemon=True).start()
         _connect(process)
 
 
-@contextmanager
-def _booting(blueprint: Blueprint) -> Iterator[QemuProcess]:
-    """The machine from QEMU's start on; vm.template.cold_boot gives it away only when the guest is up."""
-    with tempfile.TemporaryDirectory(prefix="kernrig-") as directory, ExitStack() as opened:
-        file = Path(directory, "memory")
-        templates.make_memory_file(file, blueprint.shape.memory)
-        fds = [os.open(file, os.O_RDWR)]
-        opened.callback(os.close, fds[0])
-        for path in (blueprint.kernel.vmlinuz, blueprint.image.initramfs):
-            fds.append(os.open(path, os.O_RDONLY))
-            opened.callback(os.close, fds[-1])
-        memory = devices.Memory(fds[0], blueprint.shape.memory, shared=True)
-        boot = devices.Boot(fds[1], fds[2], blueprint.command_line())
-        process = blueprint.start(memory, boot, inherit=fds)
-        try:
-            yield process
-        finally:
-            process.close()
-
-
-def _bring_up(process: QemuProcess, tree: Tree) -> None:
+def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree) -> None:
     """Do the host's part of the guest's start, then get a shell. A failure is only said: the console goes on."""
     try:
         private, public = templates.new_key()
-        control = templates.ControlPort(process)
-        deadline = Deadline.after(templates.BOOT_SECONDS, "the guest to come up")
-        control.receive(deadline)
-        control.send(authorized_key=public, time=time.time(), slow=slow_factor())
-        ready = control.receive(deadline)
+        said = templates.greet(process, blueprint, public_key=public)
         templates.load(process, tree)
-        key = templates.load_key(private)
-        _start_shell(Machine(process, key=key, host_key=ready["host_key"], prefix=b""))
+        _start_shell(Machine.adopt(process, blueprint, private, said))
     except (templates.TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:
         if process.status() is None:
             line = str(error).splitlines()[0]

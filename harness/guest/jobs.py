@@ -34,7 +34,8 @@ from harness.guest.state import TAINTED, State
 from harness.guest.wake import wake
 
 STANDBY_SOCKET = "/run/kernrig/standby.sock"
-SETTLE_SECONDS = 10.0
+# Native seconds: frees that wait for RCU-tasks grace periods take some tenths of one.
+SETTLE_SECONDS = 1.5
 _REQUEST_SECONDS = 10.0
 _STACK_SECONDS = 2.0
 

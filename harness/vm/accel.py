@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +67,10 @@ def _proven(blueprint: Blueprint, cache: Cache, say: Callable[[str], None]) -> A
 def _boot_failure(blueprint: Blueprint) -> str | None:
     """Why the kernel does not come up, in a few words; None when it does."""
     _, public = template.new_key()
-    with tempfile.TemporaryDirectory(prefix="kernrig-") as directory:
-        memory = Path(directory, "memory")
-        template.make_memory_file(memory, blueprint.shape.memory)
-        try:
-            process, _ = template.cold_boot(blueprint, memory, public_key=public, seconds=PROBE_SECONDS)
-        except template.TemplateError as error:
-            reason = error.what.split("\n", 1)[0].removeprefix("The guest did not come up: ")
-            return " ".join(reason.split())[:_LONGEST_REASON]
-        process.close()
-        return None
+    try:
+        process, _ = template.cold_boot(blueprint, public_key=public, seconds=PROBE_SECONDS)
+    except template.TemplateError as error:
+        reason = error.what.split("\n", 1)[0].removeprefix("The guest did not come up: ")
+        return " ".join(reason.split())[:_LONGEST_REASON]
+    process.close()
+    return None

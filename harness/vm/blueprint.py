@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.cache import digest
+from harness.deadline import slow_factor
 from harness.vm import devices
 from harness.vm.devices import Device
 from harness.vm.process import PortNumbers, QemuProcess
@@ -24,6 +25,9 @@ SSH_PORT = "kernrig.ssh"
 
 # Measured under TCG with make bench: what costs translated instructions and no scenario looks at.
 _TCG_CPU = "max,la57=off"
+
+# Translated code is 10 to 30 times slower; much of a wait is not the guest's code, though.
+_TCG_SLOWNESS = 8
 
 _KERNEL_PARAMETERS = (
     "console=ttyS0",
@@ -76,6 +80,11 @@ class Blueprint:
             self.command_line(),
             _TCG_CPU,
         )
+
+    @property
+    def slow(self) -> float:
+        """How many times longer than a native machine's are the guest's own deadlines (KERNRIG_SLOW in it)."""
+        return slow_factor() * (1 if self.accel.name == "kvm" else _TCG_SLOWNESS)
 
     def command_line(self) -> str:
         """The kernel's command line."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.deadline import SLOW_FACTOR_VARIABLE, Deadline, DeadlineError, slow_factor
+from harness.deadline import SLOW_FACTOR_VARIABLE, Deadline, DeadlineError
 from harness.ssh import Lines, SshClient, SshError
 from harness.vm import template as templates
 from harness.vm.blueprint import Blueprint
@@ -29,8 +27,8 @@ AGENT_SOCKET = "/run/kernrig/agent.sock"
 STANDBY_SOCKET = "/run/kernrig/standby.sock"
 CONNECT_SECONDS = 30
 PING_SECONDS = 8
-# More than the guest's own limit (harness.guest.jobs).
-SETTLE_SECONDS = 20
+# More than the guest's own limit (harness.guest.jobs), times its slow factor.
+SETTLE_SECONDS = 4
 _END_GRACE_SECONDS = 3
 
 
@@ -58,8 +56,11 @@ class Machine:
     Made by `clone` (milliseconds) or `boot` (seconds), in the thread that will outlive it.
     """
 
-    def __init__(self, process: QemuProcess, *, key: paramiko.PKey, host_key: str, prefix: bytes) -> None:
+    def __init__(
+        self, process: QemuProcess, *, key: paramiko.PKey, host_key: str, prefix: bytes, slow: float
+    ) -> None:
         self.process = process
+        self._slow = slow
         self.started = time.monotonic()
         self._key = key
         self._host_key = host_key
@@ -78,6 +79,7 @@ class Machine:
             key=template.ssh_key,
             host_key=template.facts["host_key"],
             prefix=template.ssh_prefix,
+            slow=template.blueprint.slow,
         )
         machine._template = template
         return machine
@@ -91,22 +93,26 @@ class Machine:
     def boot(cls, blueprint: Blueprint, tree: Tree) -> tuple[Self, dict[str, Any]]:
         """A machine booted from cold with the tree loaded, and what was collected. Nothing is frozen or kept."""
         private, public = templates.new_key()
-        with tempfile.TemporaryDirectory(prefix="kernrig-") as directory:
-            memory = Path(directory, "memory")
-            templates.make_memory_file(memory, blueprint.shape.memory)
-            process, said = templates.cold_boot(blueprint, memory, public_key=public)
+        process, said = templates.cold_boot(blueprint, public_key=public)
         try:
             loaded = templates.load(process, tree)
         except BaseException:
             process.close()
             raise
-        key = templates.load_key(private)
-        return cls(process, key=key, host_key=said["host_key"], prefix=b""), said | loaded
+        return cls.adopt(process, blueprint, private, said), said | loaded
+
+    @classmethod
+    def adopt(
+        cls, process: QemuProcess, blueprint: Blueprint, private_key: str, said: dict[str, Any]
+    ) -> Self:
+        """A machine that was booted and loaded, from its parts."""
+        key = templates.load_key(private_key)
+        return cls(process, key=key, host_key=said["host_key"], prefix=b"", slow=blueprint.slow)
 
     def ssh(self, *, seconds: float = CONNECT_SECONDS) -> SshClient:
         """The machine's SSH connection, made at the first call. Raises SshError, DeadlineError, MachineLostError."""
         if not self._awake:
-            self.process.control.sendall(json.dumps(templates.wake_message()).encode() + b"\n")
+            self.process.control.sendall(json.dumps(templates.wake_message(self._slow)).encode() + b"\n")
             self._awake = True
         return self._connect(seconds)
 
@@ -129,11 +135,11 @@ class Machine:
 
         Raises MachineLostError when the machine goes away before that, DeadlineError when it takes too long.
         """
-        environment = {SLOW_FACTOR_VARIABLE: str(slow_factor())} | request.get("environment", {})
+        environment = {SLOW_FACTOR_VARIABLE: str(self._slow)} | request.get("environment", {})
         request = request | {"environment": environment}
         if not self._awake:
             # With the first job, as a message of its own would cost as much again.
-            request = request | {"wake": templates.wake_message()}
+            request = request | {"wake": templates.wake_message(self._slow)}
             self._awake = True
         standby = self._standby and request["op"] != "ping"
         self._standby = self._standby and not standby
@@ -150,8 +156,12 @@ class Machine:
                             raise MachineLostError("the machine ended")
                         raise MachineLostError("the guest's agent hung up")
                     message: dict[str, Any] = json.loads(line)
-                    if message["type"] == "settling":  # the job is over; deferred frees have time of their own
-                        deadline = Deadline.after(SETTLE_SECONDS, "the guest to settle")
+                    if (
+                        message["type"] == "settling"
+                    ):  # the job is over; deferred frees have time of their own
+                        deadline = Deadline.after(
+                            SETTLE_SECONDS * self._slow, "the guest to settle", scaled=False
+                        )
                         continue
                     yield message
                     if message["type"] in ("end", "pong"):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cache import Cache, digest
-from harness.deadline import Deadline, DeadlineError, slow_factor
+from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
 from harness.vm import devices
 from harness.vm.blueprint import Blueprint
@@ -130,44 +130,56 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
     return Template(base.blueprint, cache.build("load-template", key, make, say=say))
 
 
-def cold_boot(
-    blueprint: Blueprint,
-    memory_file: Path,
-    *,
-    public_key: str,
-    inherit: tuple[int, ...] = (),
-    seconds: float = BOOT_SECONDS,
-) -> tuple[QemuProcess, dict[str, Any]]:
-    """Boot a machine whose RAM is the given file; returns it with what its guest said, ready to be loaded.
-
-    Raises TemplateError with the console's tail when the guest does not come up.
-    """
-    shape = blueprint.shape
-    fds = [os.open(memory_file, os.O_RDWR)]
+def power_on(
+    blueprint: Blueprint, *, memory_file: Path | None = None, inherit: tuple[int, ...] = ()
+) -> QemuProcess:
+    """Start a machine from cold. Its RAM is the given file, else memory that goes with it."""
+    fds = [open_memory(memory_file, blueprint.shape.memory)]
     try:
         fds += [os.open(path, os.O_RDONLY) for path in (blueprint.kernel.vmlinuz, blueprint.image.initramfs)]
-        memory = devices.Memory(fds[0], shape.memory, shared=True)
+        memory = devices.Memory(fds[0], blueprint.shape.memory, shared=True)
         boot = devices.Boot(fds[1], fds[2], blueprint.command_line())
-
-        process = blueprint.start(memory, boot, inherit=(*fds, *inherit))
+        return blueprint.start(memory, boot, inherit=(*fds, *inherit))
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def greet(
+    process: QemuProcess, blueprint: Blueprint, *, public_key: str, seconds: float = BOOT_SECONDS
+) -> dict[str, Any]:
+    """Wait for the guest to come up and tell it who may log in; returns what it said.
+
+    Raises TemplateError with the console's tail when it does not.
+    """
+    deadline = Deadline.after(seconds, f"kernel {blueprint.kernel.release} to boot")
+    control = ControlPort(process)
     try:
-        deadline = Deadline.after(seconds, f"kernel {blueprint.kernel.release} to boot")
-        control = ControlPort(process)
         hello = control.receive(deadline)
-        control.send(authorized_key=public_key, time=time.time(), slow=slow_factor())
-        ready = control.receive(deadline)
-    except BaseException as error:
+        control.send(authorized_key=public_key, time=time.time(), slow=blueprint.slow)
+        return hello | control.receive(deadline)
+    except (DeadlineError, TemplateError) as error:
+        raise TemplateError(
+            f"The guest did not come up: {error}{_console_tail(process)}",
+            hint="see the console above; `kernrig shell --console` boots it by hand",
+        ) from error
+
+
+def cold_boot(
+    blueprint: Blueprint,
+    *,
+    public_key: str,
+    memory_file: Path | None = None,
+    inherit: tuple[int, ...] = (),
+    seconds: float = BOOT_SECONDS,
+) -> tuple[QemuProcess, dict[str, Any]]:
+    """`power_on` and `greet`: a machine that is ready to be loaded, and what its guest said."""
+    process = power_on(blueprint, memory_file=memory_file, inherit=inherit)
+    try:
+        return process, greet(process, blueprint, public_key=public_key, seconds=seconds)
+    except BaseException:
         process.close()
-        if isinstance(error, DeadlineError | TemplateError):
-            raise TemplateError(
-                f"The guest did not come up: {error}{_console_tail(process)}",
-                hint="see the console above; `kernrig shell --console` boots it by hand",
-            ) from error
         raise
-    return process, hello | ready
 
 
 def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
@@ -185,14 +197,15 @@ def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
         ) from error
 
 
-def wake_message() -> dict[str, Any]:
-    """What a clone is told first: fresh randomness, its identity, the time (see harness.guest.wake)."""
+def wake_message(slow: float) -> dict[str, Any]:
+    """What a clone is told first: fresh randomness, its identity, the time, its slow factor (see
+    harness.guest.wake)."""
     return {
         "op": "wake",
         "seed": secrets.token_hex(64),
         "machine_id": secrets.token_hex(16),
         "time": time.time(),
-        "slow": str(slow_factor()),
+        "slow": str(slow),
     }
 
 
@@ -252,14 +265,18 @@ def _console_tail(process: QemuProcess, lines: int = 25) -> str:
     )
 
 
-def make_memory_file(path: Path, size_mib: int) -> None:
-    """An empty, sparse memory file that QEMU may open, whoever it runs as."""
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+def open_memory(path: Path | None, size_mib: int) -> int:
+    """A descriptor of an empty, sparse memory file that QEMU may open, whoever it runs as; without a path it is
+    anonymous."""
+    new = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    fd = os.memfd_create("guest-memory") if path is None else os.open(path, new, 0o600)
     try:
         os.ftruncate(fd, size_mib << 20)
         give_to_qemu(fd)
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def give_to_qemu(fd: int) -> None:
@@ -348,10 +365,10 @@ def _freeze(process: QemuProcess, state_fd: int) -> None:
 
 def _make_boot(blueprint: Blueprint, directory: Path) -> None:
     private, public = new_key()
-    make_memory_file(directory / "memory", blueprint.shape.memory)
     with ExitStack() as stack:
         state_fd = stack.enter_context(_state_file(directory))
-        process, said = cold_boot(blueprint, directory / "memory", public_key=public, inherit=(state_fd,))
+        memory = directory / "memory"
+        process, said = cold_boot(blueprint, public_key=public, memory_file=memory, inherit=(state_fd,))
         stack.callback(process.close)
         prefix = _first_flight(process.ssh, Deadline.after(30, "the guest's SSH server"))
         _freeze(process, state_fd)
