@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLocation, ReprTraceback
+from _pytest._code.code import (
+    ExceptionChainRepr,
+    ExceptionRepr,
+    ReprEntryNative,
+    ReprFileLocation,
+    ReprTraceback,
+)
 
 from harness.errors import KernrigError
 from harness.evidence import Evidence, new_run
@@ -320,7 +326,11 @@ def _with_verdict(
         return left
     failed = next((report for report in left if report.failed), None)
     if failed is not None:
-        failed.sections.append(("kernrig", text))
+        # A report's own sections are not in --junitxml.
+        if isinstance(failed.longrepr, ExceptionRepr):
+            failed.longrepr.addsection("kernrig", text)
+        else:
+            failed.sections.append(("kernrig", text))
         if verdict.outcome is not Outcome.TEST:
             _retitle(failed, verdict)
         return left
