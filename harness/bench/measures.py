@@ -21,7 +21,7 @@ from harness.errors import KernrigError
 from harness.evidence import Evidence
 from harness.scenario import Job, run
 from harness.ssh import SshClient
-from harness.vm import template
+from harness.vm import boot, keys, template
 
 MANY_WORKERS = 8
 COMMAND_SECONDS = 60.0
@@ -51,12 +51,12 @@ class Measure:
 def cold_boot(bench: Workbench) -> Values:
     """Process start to the end of a first command over SSH; nothing is frozen, nothing loaded."""
     blueprint = bench.rig.blueprint(bench.kernel, bench.rig.settings.shape)
-    private, public = template.new_key()
+    private, public = keys.new_key()
     begin = time.monotonic()
-    process, said = template.cold_boot(blueprint, public_key=public)
+    process, said = boot.cold_boot(blueprint, public_key=public)
     try:
         deadline = Deadline.after(COMMAND_SECONDS, "SSH to the booted guest")
-        key = template.load_key(private)
+        key = keys.load_key(private)
         ssh = SshClient(process.ssh, key=key, host_key=said["host_key"], deadline=deadline)
         try:
             done = ssh.run("true", seconds=COMMAND_SECONDS)

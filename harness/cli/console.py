@@ -18,8 +18,9 @@ from harness.cli.options import one_kernel
 from harness.deadline import Deadline, DeadlineError
 from harness.rig import Rig
 from harness.ssh import SshError
-from harness.vm import slots
+from harness.vm import boot, keys, slots
 from harness.vm import template as templates
+from harness.vm.control import TemplateError
 from harness.vm.machine import Machine, MachineLostError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def boot_attached(settings: Settings) -> None:
     memory = slots.Slots(rig.cache.root / "state" / "slots").held(
         settings.shape.memory, waiting=lambda: say("waiting for memory")
     )
-    with memory, closing(templates.power_on(blueprint)) as process:
+    with memory, closing(boot.power_on(blueprint)) as process:
         threading.Thread(target=_bring_up, args=(process, blueprint, tree), name="boot", daemon=True).start()
         _connect(process)
 
@@ -57,11 +58,11 @@ def boot_attached(settings: Settings) -> None:
 def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree) -> None:
     """Do the host's part of the guest's start, then get a shell. A failure is only said: the console goes on."""
     try:
-        private, public = templates.new_key()
-        said = templates.greet(process, blueprint, public_key=public)
+        private, public = keys.new_key()
+        said = boot.greet(process, blueprint, public_key=public)
         templates.load(process, tree)
         _start_shell(Machine.adopt(process, blueprint, private, said))
-    except (templates.TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:
+    except (TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:
         if process.status() is None:
             line = str(error).splitlines()[0]
             sys.stderr.write(f"\r\nkernrig: no shell: {line}; {terminal.LEAVE_NAME} leaves\r\n")

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from harness.guest import jobs, warmup
 from harness.guest.fingerprint import Fingerprint
 from harness.guest.session import WarmSession
+from harness.guest.standby import Standby
 from harness.guest.state import State
 from harness.guest.wake import wake
 
@@ -60,7 +61,7 @@ class Agent:
         gc.collect()
         gc.freeze()
         State.baseline = State.take()
-        standby = jobs.Standby(self._session, Fingerprint())
+        standby = Standby(self._session, Fingerprint())
         self._jobs[standby.pid] = standby
         for _ in range(2):
             jobs.changes(State.baseline)

@@ -13,7 +13,6 @@ import contextlib
 import faulthandler
 import gc
 import importlib
-import itertools
 import json
 import os
 import random
@@ -27,20 +26,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.guest import objects
-from harness.guest.fingerprint import Fingerprint
 from harness.guest.kmsg import Mark
 from harness.guest.session import Send, WarmSession
 from harness.guest.state import TAINTED, State
 from harness.guest.wake import wake
 
-STANDBY_SOCKET = "/run/kernrig/standby.sock"
 # Native seconds: frees that wait for RCU-tasks grace periods take some tenths of one.
 SETTLE_SECONDS = 1.5
 _REQUEST_SECONDS = 10.0
 _STACK_SECONDS = 2.0
 
 
-def _sender(connection: socket.socket) -> Send:
+def sender(connection: socket.socket) -> Send:
+    """A function that sends one message, whole, from whatever thread."""
     lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
@@ -51,7 +49,7 @@ def _sender(connection: socket.socket) -> Send:
     return send
 
 
-def _try(send: Send, message: dict[str, Any]) -> None:
+def tell(send: Send, message: dict[str, Any]) -> None:
     """Tell the host, unless it has gone away."""
     with contextlib.suppress(OSError):
         send(message)
@@ -85,15 +83,15 @@ class Job:
     def _tell_end(self, connection: socket.socket, status: int) -> None:
         before = State.baseline
         assert before is not None
-        send = _sender(connection)
+        send = sender(connection)
         state = changes(before)
         if state.inventory is not before.inventory:
-            _try(send, {"type": "settling"})
+            tell(send, {"type": "settling"})
             state = changes(before, SETTLE_SECONDS)
-        end = _end(self._log, os.waitstatus_to_exitcode(status))
+        message = end(self._log, os.waitstatus_to_exitcode(status))
         if state != before:
-            end |= {"before": before.to_json(), "after": state.to_json()}
-        _try(send, end)
+            message |= {"before": before.to_json(), "after": state.to_json()}
+        tell(send, message)
 
     def describe(self) -> dict[str, Any]:
         """Where the child's threads are, in Python and in the kernel, for a scenario that does not end."""
@@ -121,101 +119,7 @@ class Job:
         return os.pread(self._stacks, max(size, 0), 0).decode("utf-8", "replace")
 
 
-class Standby(Job):
-    """A child that was forked and has rehearsed before the machine was frozen, and takes one job by itself.
-
-    Forking a large process and running pytest in it for the first time costs a clone thousands of page faults and
-    translated blocks; this way the template has paid for them. The child listens on a socket of its own. It hands its
-    connection to the agent, which looks at it only when the child has ended without having told the host its end.
-    """
-
-    def __init__(self, session: WarmSession, fingerprint: Fingerprint) -> None:
-        listener = listen(STANDBY_SOCKET)
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = Mark.now()
-        self._stacks = os.memfd_create("stacks")
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._channel.close()
-            _Understudy(listener, theirs, session, fingerprint, self._log, self._stacks).perform()
-        listener.close()
-        theirs.close()
-        self._channel.recv(1)
-
-    def finish(self, status: int) -> None:
-        """Tell the host the end, unless the child has done so."""
-        data, fds = b"", []
-        while True:
-            part, more, _, _ = socket.recv_fds(self._channel, 16, 1)
-            fds += more
-            if not part:
-                break
-            data += part
-        if fds:
-            with socket.socket(fileno=fds[0]) as connection:
-                if data != b"job,done":
-                    self._tell_end(connection, status)
-        self._channel.close()
-        self._close()
-
-
-class _Understudy:
-    """The standby's life in the child."""
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        channel: socket.socket,
-        session: WarmSession,
-        fingerprint: Fingerprint,
-        log: Mark,
-        stacks: int,
-    ) -> None:
-        self._agent = os.getppid()
-        self._listener = listener
-        self._channel = channel
-        self._session = session
-        self._fingerprint = fingerprint
-        self._log = log
-        self._stacks = stacks
-
-    def perform(self) -> NoReturn:
-        """Rehearse, say so, wait for the job, do it."""
-        try:
-            _become_child(self._stacks)
-            self._session.rehearse(_discard)
-            gc.collect()
-            self._channel.send(b".")
-            connection, _ = self._listener.accept()
-            socket.send_fds(self._channel, [b"job"], [connection.fileno()])
-            request = _read_request(connection)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        _work(connection, self._session, request, lambda: self._conclude(connection))
-
-    def _conclude(self, connection: socket.socket) -> None:
-        """If nothing at all was left behind, tell the host so at once: no need to wait for this process's end, which
-        is long for its size. Else the agent will find out what it is."""
-        if threading.active_count() > 1 or _has_children() or os.getppid() != self._agent:
-            return
-        kept = sorted((connection.fileno(), self._channel.fileno(), self._log.fileno()))
-        for low, high in itertools.pairwise((2, *kept, 1 << 16)):
-            os.closerange(low + 1, high)
-        if self._fingerprint.same():
-            _try(_sender(connection), _end(self._log, 0))
-            self._channel.send(b",done")
-
-
-def _has_children() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return False
-    return True
-
-
-def _end(log: Mark, status: int) -> dict[str, Any]:
+def end(log: Mark, status: int) -> dict[str, Any]:
     """The last message of a job: how its process ended, and the kernel's log."""
     return {"type": "end", "status": status, "log": log.raw().decode("utf-8", "replace")}
 
@@ -229,12 +133,7 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _discard(message: dict[str, Any]) -> None:
-    """Where the rehearsal's reports go."""
-    json.dumps(message)
-
-
-def _read_request(connection: socket.socket, seconds: float | None = None) -> dict[str, Any]:
+def read_request(connection: socket.socket, seconds: float | None = None) -> dict[str, Any]:
     """The one line that the host sends; it has `seconds` for it, as nobody else is served meanwhile."""
     if seconds is not None:
         connection.settimeout(seconds)
@@ -253,7 +152,7 @@ def _read_request(connection: socket.socket, seconds: float | None = None) -> di
 def start(connection: socket.socket, session: WarmSession, running: dict[int, Job]) -> Job | None:
     """Carry out the request on this connection: a job in a new child, a ping at once."""
     try:
-        request = _read_request(connection, _REQUEST_SECONDS)
+        request = read_request(connection, _REQUEST_SECONDS)
     except (OSError, ValueError):
         connection.close()
         return None
@@ -265,15 +164,15 @@ def start(connection: socket.socket, session: WarmSession, running: dict[int, Jo
     pid = os.fork()
     if pid == 0:
         try:
-            _become_child(stacks)
+            become_child(stacks)
         except BaseException:
             os._exit(1)
-        _work(connection, session, request)
+        work(connection, session, request)
     return Job(pid, connection, log, stacks)
 
 
 def _ping(connection: socket.socket, running: dict[int, Job]) -> None:
-    _try(_sender(connection), {"type": "pong", "jobs": [job.describe() for job in running.values()]})
+    tell(sender(connection), {"type": "pong", "jobs": [job.describe() for job in running.values()]})
     connection.close()
 
 
@@ -311,7 +210,7 @@ def _call(request: dict[str, Any], send: Send) -> None:
         send({"type": "error", "exception": type(error).__name__, "text": str(error), "traceback": text})
 
 
-def _become_child(stacks: int) -> None:
+def become_child(stacks: int) -> None:
     """Let go of what is the agent's; `stacks` takes the Python stacks when SIGUSR2 asks for them."""
     gc.disable()
     signal.set_wakeup_fd(-1)
@@ -320,7 +219,7 @@ def _become_child(stacks: int) -> None:
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
 
 
-def _work(
+def work(
     connection: socket.socket,
     session: WarmSession,
     request: dict[str, Any],
@@ -333,7 +232,7 @@ def _work(
             wake(request["wake"])
         random.seed()
         os.environ.update(request.get("environment", {}))
-        send = _sender(connection)
+        send = sender(connection)
         if request["op"] == "run":
             live = request["options"].get("capture") == "no"
             thread = None

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from harness.cache import Cache, digest
 from harness.errors import KernrigError
-from harness.vm import template
+from harness.vm import boot, keys
 from harness.vm.blueprint import Accel, Blueprint, open_kvm
+from harness.vm.control import TemplateError
 
 PROBE_SECONDS = 20.0
 _STATE = "accelerator"
@@ -66,10 +67,10 @@ def _proven(blueprint: Blueprint, cache: Cache, say: Callable[[str], None]) -> A
 
 def _boot_failure(blueprint: Blueprint) -> str | None:
     """Why the kernel does not come up, in a few words; None when it does."""
-    _, public = template.new_key()
+    _, public = keys.new_key()
     try:
-        process, _ = template.cold_boot(blueprint, public_key=public, seconds=PROBE_SECONDS)
-    except template.TemplateError as error:
+        process, _ = boot.cold_boot(blueprint, public_key=public, seconds=PROBE_SECONDS)
+    except TemplateError as error:
         reason = error.what.split("\n", 1)[0].removeprefix("The guest did not come up: ")
         return " ".join(reason.split())[:_LONGEST_REASON]
     process.close()

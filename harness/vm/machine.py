@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.deadline import SLOW_FACTOR_VARIABLE, Deadline, DeadlineError
 from harness.ssh import Lines, SshClient, SshError
+from harness.vm import boot, keys
 from harness.vm import template as templates
 from harness.vm.blueprint import Blueprint
 from harness.vm.process import QemuProcess
@@ -92,8 +93,8 @@ class Machine:
     @classmethod
     def boot(cls, blueprint: Blueprint, tree: Tree) -> tuple[Self, dict[str, Any]]:
         """A machine booted from cold with the tree loaded, and what was collected. Nothing is frozen or kept."""
-        private, public = templates.new_key()
-        process, said = templates.cold_boot(blueprint, public_key=public)
+        private, public = keys.new_key()
+        process, said = boot.cold_boot(blueprint, public_key=public)
         try:
             loaded = templates.load(process, tree)
         except BaseException:
@@ -106,7 +107,7 @@ class Machine:
         cls, process: QemuProcess, blueprint: Blueprint, private_key: str, said: dict[str, Any]
     ) -> Self:
         """A machine that was booted and loaded, from its parts."""
-        key = templates.load_key(private_key)
+        key = keys.load_key(private_key)
         return cls(process, key=key, host_key=said["host_key"], prefix=b"", slow=blueprint.slow)
 
     def ssh(self, *, seconds: float = CONNECT_SECONDS) -> SshClient:

@@ -8,7 +8,6 @@ The way is QEMU's: share=on while the template is made, migration with x-ignore-
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import secrets
@@ -23,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import Cache, digest
 from harness.deadline import Deadline, DeadlineError
-from harness.errors import KernrigError
 from harness.vm import devices
 from harness.vm.blueprint import Blueprint
-from harness.vm.process import NOBODY, QemuProcess
+from harness.vm.boot import cold_boot, give_to_qemu
+from harness.vm.control import ControlPort, TemplateError, console_tail
+from harness.vm.keys import load_key, new_key
+from harness.vm.process import QemuProcess
 
 if TYPE_CHECKING:
     import paramiko
@@ -35,17 +36,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-BOOT_SECONDS = 180
 LOAD_SECONDS = 240
 FREEZE_SECONDS = 60
 BOOT_TRIES = 3
 # Part of the key of every template: changes with what is kept in one.
 FORMAT = "2"
 _SSH_MSG_KEXINIT = 20  # RFC 4253, section 12
-
-
-class TemplateError(KernrigError):
-    """A machine could not be booted, loaded or frozen."""
 
 
 @dataclass(frozen=True)
@@ -130,58 +126,6 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
     return Template(base.blueprint, cache.build("load-template", key, make, say=say))
 
 
-def power_on(
-    blueprint: Blueprint, *, memory_file: Path | None = None, inherit: tuple[int, ...] = ()
-) -> QemuProcess:
-    """Start a machine from cold. Its RAM is the given file, else memory that goes with it."""
-    fds = [open_memory(memory_file, blueprint.shape.memory)]
-    try:
-        fds += [os.open(path, os.O_RDONLY) for path in (blueprint.kernel.vmlinuz, blueprint.image.initramfs)]
-        memory = devices.Memory(fds[0], blueprint.shape.memory, shared=True)
-        boot = devices.Boot(fds[1], fds[2], blueprint.command_line())
-        return blueprint.start(memory, boot, inherit=(*fds, *inherit))
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
-def greet(
-    process: QemuProcess, blueprint: Blueprint, *, public_key: str, seconds: float = BOOT_SECONDS
-) -> dict[str, Any]:
-    """Wait for the guest to come up and tell it who may log in; returns what it said.
-
-    Raises TemplateError with the console's tail when it does not.
-    """
-    deadline = Deadline.after(seconds, f"kernel {blueprint.kernel.release} to boot")
-    control = ControlPort(process)
-    try:
-        hello = control.receive(deadline)
-        control.send(authorized_key=public_key, time=time.time(), slow=blueprint.slow)
-        return hello | control.receive(deadline)
-    except (DeadlineError, TemplateError) as error:
-        raise TemplateError(
-            f"The guest did not come up: {error}{_console_tail(process)}",
-            hint="see the console above; `kernrig shell --console` boots it by hand",
-        ) from error
-
-
-def cold_boot(
-    blueprint: Blueprint,
-    *,
-    public_key: str,
-    memory_file: Path | None = None,
-    inherit: tuple[int, ...] = (),
-    seconds: float = BOOT_SECONDS,
-) -> tuple[QemuProcess, dict[str, Any]]:
-    """`power_on` and `greet`: a machine that is ready to be loaded, and what its guest said."""
-    process = power_on(blueprint, memory_file=memory_file, inherit=inherit)
-    try:
-        return process, greet(process, blueprint, public_key=public_key, seconds=seconds)
-    except BaseException:
-        process.close()
-        raise
-
-
 def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
     """Send the tree to a booted machine that is not loaded yet; returns what was collected."""
     deadline = Deadline.after(LOAD_SECONDS, "the scenarios to be loaded in the guest")
@@ -193,7 +137,7 @@ def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
         return control.receive(deadline)
     except (DeadlineError, TemplateError) as error:
         raise TemplateError(
-            f"The scenario tree could not be loaded: {error}{_console_tail(process)}"
+            f"The scenario tree could not be loaded: {error}{console_tail(process)}"
         ) from error
 
 
@@ -207,108 +151,6 @@ def wake_message(slow: float) -> dict[str, Any]:
         "time": time.time(),
         "slow": str(slow),
     }
-
-
-class ControlPort:
-    """Our end of the guest's control port: lines of JSON."""
-
-    def __init__(self, process: QemuProcess) -> None:
-        self._process = process
-        self._socket = process.control
-        self._rest = b""
-
-    def send(self, **message: Any) -> None:
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def send_bytes(self, data: bytes, deadline: Deadline) -> None:
-        self._socket.settimeout(deadline.check())
-        try:
-            self._socket.sendall(data)
-        except TimeoutError:
-            raise deadline.error("the guest does not read") from None
-        except OSError as error:
-            raise TemplateError(f"the machine has ended ({_end(self._process)}): {error}") from error
-
-    def receive(self, deadline: Deadline) -> dict[str, Any]:
-        """The next message. Raises DeadlineError, or TemplateError when the machine has ended."""
-        while b"\n" not in self._rest:
-            self._socket.settimeout(deadline.check())
-            try:
-                data = self._socket.recv(65536)
-            except TimeoutError:
-                raise deadline.error() from None
-            except OSError:
-                data = b""
-            if not data:
-                raise TemplateError(f"the machine has ended ({_end(self._process)})")
-            self._rest += data
-        line, self._rest = self._rest.split(b"\n", 1)
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-
-def _end(process: QemuProcess) -> str:
-    """How QEMU ended, in words."""
-    try:
-        status = process.wait(Deadline.after(2, "QEMU's end"))
-    except DeadlineError:
-        return "QEMU still runs"
-    said = process.errors().strip()
-    return f"QEMU's exit status {status}" + (f", it said: {said[-500:]}" if said else "")
-
-
-def _console_tail(process: QemuProcess, lines: int = 25) -> str:
-    process.console.finish(0.2)
-    tail = process.console.text().splitlines()[-lines:]
-    return (
-        "\n  console: " + "\n  console: ".join(tail) if tail else "\n  (nothing was printed on its console)"
-    )
-
-
-def open_memory(path: Path | None, size_mib: int) -> int:
-    """A descriptor of an empty, sparse memory file that QEMU may open, whoever it runs as; without a path it is
-    anonymous."""
-    new = os.O_CREAT | os.O_EXCL | os.O_RDWR
-    fd = os.memfd_create("guest-memory") if path is None else os.open(path, new, 0o600)
-    try:
-        os.ftruncate(fd, size_mib << 20)
-        give_to_qemu(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def give_to_qemu(fd: int) -> None:
-    """As root, QEMU runs as nobody and opens its memory file by descriptor: let it be the owner."""
-    if os.geteuid() == 0:
-        os.fchown(fd, NOBODY, NOBODY)
-
-
-def new_key() -> tuple[str, str]:
-    """A new key for SSH: (private, PEM; public, one authorized_keys line).
-
-    RSA, because the guest only verifies: a few multiplications, where Ed25519 costs a clone 45 ms under TCG (measured;
-    dropbear's arithmetic is portable C).
-    """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return private.decode(), public.decode()
-
-
-def load_key(text: str) -> paramiko.PKey:
-    """The private key that `new_key` made."""
-    import paramiko
-
-    return paramiko.RSAKey.from_private_key(io.StringIO(text))
 
 
 def _first_flight(connection: socket.socket, deadline: Deadline) -> bytes:
