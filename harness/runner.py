@@ -11,25 +11,19 @@ import warnings
 from collections.abc import Generator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from _pytest._code.code import (
-    ExceptionChainRepr,
-    ExceptionRepr,
-    ReprEntryNative,
-    ReprFileLocation,
-    ReprTraceback,
-)
 
 from harness.errors import KernrigError
 from harness.evidence import Evidence, new_run
 from harness.inifile import guest_options
+from harness.reports import conclude, excuse, from_guest
 from harness.rig import Rig
 from harness.scenario import Finished, Job, run
 from harness.settings import Settings
 from harness.tree import GUEST_ROOT
-from harness.verdict import End, ExpectedSplat, MachineEnd, Outcome, Verdict, explain, judge
+from harness.verdict import End, ExpectedSplat, MachineEnd, explain, judge
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
 from harness.vmfixture import CALL_FAILED
@@ -226,7 +220,7 @@ class Runner:
             case "report" if (
                 message["report"]["when"] == "setup" and message["report"]["outcome"] == "passed"
             ):
-                item.ihook.pytest_runtest_logreport(report=self._to_report(item, message["report"]))
+                item.ihook.pytest_runtest_logreport(report=from_guest(item, message["report"], self._to_host))
             case "warning":
                 self._warn(item, message)
 
@@ -247,20 +241,6 @@ class Runner:
     def _to_host(self, text: str) -> str:
         return text.replace(GUEST_ROOT + "/", str(self._config.rootpath) + os.sep)
 
-    def _to_report(self, item: pytest.Function, data: dict[str, Any]) -> pytest.TestReport:
-        """The guest's report as if it had been made here: this item's node id and keywords, paths of the host."""
-        data = _map_text(data, self._to_host)
-        data["nodeid"] = item.nodeid
-        data["location"] = item.location
-        data["keywords"] = dict.fromkeys(item.keywords, 1)
-        if isinstance(data.get("longrepr"), list):
-            data["longrepr"] = tuple(data["longrepr"])
-        data["user_properties"] = [tuple(pair) for pair in data.get("user_properties", [])]
-        data["sections"] = [tuple(pair) for pair in data.get("sections", [])]
-        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
-        assert isinstance(report, pytest.TestReport)
-        return report
-
     # Verdicts
 
     def keep(self, evidence: Evidence, text: str, *, failed: bool) -> str:
@@ -277,7 +257,7 @@ class Runner:
     def _report(self, item: pytest.Function, finished: Finished) -> None:
         verdict = finished.verdict
         text = self.keep(finished.evidence, self._to_host(explain(verdict)), failed=verdict.outcome.failed)
-        reports = [self._to_report(item, data) for data in finished.reports]
+        reports = [from_guest(item, data, self._to_host) for data in finished.reports]
         concluded = conclude(item, reports, verdict, text)
         excuse(item, concluded, verdict)
         for report in concluded:
@@ -295,108 +275,6 @@ def expected_splats(item: pytest.Item) -> tuple[ExpectedSplat, ...]:
             f"{item.nodeid}: the marker expect_splat takes a regular expression and a reason: {error}.",
             hint='write it like @pytest.mark.expect_splat("refcount_t: underflow", reason="why that is right")',
         ) from error
-
-
-def conclude(
-    item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict, text: str
-) -> list[pytest.TestReport]:
-    """The reports that are still to be made, with the verdict in them.
-
-    A passed set-up was reported when it came. A failed verdict stands in the report that failed, else in the one of
-    the call, which is made up when it is missing; so is the one of the tear-down, with which an item ends (and from
-    which --junitxml takes the properties).
-    """
-    left = _with_verdict(item, reports, verdict, text)
-    for report in left:
-        report.user_properties.append(("kernrig_outcome", verdict.outcome.value))
-    return left
-
-
-def _with_verdict(
-    item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict, text: str
-) -> list[pytest.TestReport]:
-    left = [report for report in reports if not (report.when == "setup" and report.passed)]
-    had_setup = len(left) < len(reports)
-    if not any(report.when == "teardown" for report in left):
-        left.append(_made_up_report(item, "teardown", "passed"))
-    if not verdict.outcome.failed:
-        if verdict.end is not None and not any(report.when == "call" for report in left):
-            # The machine ended as announced, and took the rest of the scenario with it.
-            left.insert(0, _made_up_report(item, "call", "passed"))
-        return left
-    failed = next((report for report in left if report.failed), None)
-    if failed is not None:
-        # A report's own sections are not in --junitxml.
-        if isinstance(failed.longrepr, ExceptionRepr):
-            failed.longrepr.addsection("kernrig", text)
-        else:
-            failed.sections.append(("kernrig", text))
-        if verdict.outcome is not Outcome.TEST:
-            _retitle(failed, verdict)
-        return left
-    call = next((report for report in left if report.when == "call"), None)
-    if call is None:
-        call = _made_up_report(item, "call" if had_setup else "setup", "failed")
-        left.insert(0, call)
-    call.outcome = "failed"
-    call.longrepr = _longrepr(item, verdict, text)
-    if hasattr(call, "wasxfail"):
-        del call.wasxfail
-    return left
-
-
-def excuse(item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict) -> None:
-    """A scenario marked known_issue is expected to fail, whatever way the kernel misbehaves: pytest's xfail. When it
-    passes, it is shown as XPASS. A fault of the harness or host (INFRA) is no excuse."""
-    marker = item.get_closest_marker("known_issue")
-    if marker is None or verdict.outcome is Outcome.INFRA:
-        return
-    text = f"known issue {marker.args[0] if marker.args else '?'}: {marker.kwargs.get('reason', '')}"
-    for report in reports:
-        if report.failed:
-            report.outcome = "skipped"
-            report.wasxfail = text
-        elif report.when == "call" and report.passed and verdict.outcome is Outcome.PASSED:
-            report.wasxfail = text
-
-
-def _retitle(report: pytest.TestReport, verdict: Verdict) -> None:
-    """Put the outcome class in front of what pytest's summary line says."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is not None:
-        crash.message = f"{verdict.outcome.value}: {verdict.reason}"
-
-
-def _made_up_report(
-    item: pytest.Item, when: Literal["setup", "call", "teardown"], outcome: Literal["passed", "failed"]
-) -> pytest.TestReport:
-    """A report that the guest did not live to make."""
-    return pytest.TestReport(
-        nodeid=item.nodeid,
-        location=item.location,
-        keywords=dict.fromkeys(item.keywords, 1),
-        outcome=outcome,
-        longrepr=None,
-        when=when,
-    )
-
-
-def _longrepr(item: pytest.Item, verdict: Verdict, text: str) -> ExceptionChainRepr:
-    path, line, _ = item.location
-    trace = ReprTraceback([ReprEntryNative([text + "\n"])], None, "native")
-    crash = ReprFileLocation(path, (line or 0) + 1, f"{verdict.outcome.value}: {verdict.reason}")
-    return ExceptionChainRepr([(trace, crash, None)])
-
-
-def _map_text(value: Any, change: Any) -> Any:
-    """The same JSON value with every string in it changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map_text(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_text(item, change) for item in value]
-    return value
 
 
 def _shown(path: Path) -> str:
