@@ -15,6 +15,7 @@ import pexpect
 from harness.cli import terminal
 from harness.cli.failure import MACHINE_LOST, Failure, say
 from harness.cli.options import one_kernel
+from harness.cli.session import OPEN_SECONDS
 from harness.deadline import Deadline, DeadlineError
 from harness.rig import Rig
 from harness.ssh import SshError
@@ -24,6 +25,8 @@ from harness.vm.control import TemplateError
 from harness.vm.machine import Machine, MachineLostError
 
 if TYPE_CHECKING:
+    import paramiko
+
     from harness.settings import Settings
     from harness.tree import Tree
     from harness.vm.blueprint import Blueprint
@@ -38,8 +41,8 @@ def attach(machine: Machine) -> None:
 
     Raises Failure when the machine ends before that.
     """
-    _start_shell(machine)
-    _connect(machine.process)
+    with closing(_start_shell(machine)):
+        _connect(machine.process)
 
 
 def boot_attached(settings: Settings) -> None:
@@ -61,7 +64,8 @@ def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree) -> None:
         private, public = keys.new_key()
         said = boot.greet(process, blueprint, public_key=public)
         templates.load(process, tree)
-        _start_shell(Machine.adopt(process, blueprint, private, said))
+        with closing(_start_shell(Machine.adopt(process, blueprint, private, said))) as channel:
+            channel.status_event.wait()
     except (TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:
         if process.status() is None:
             line = str(error).splitlines()[0]
@@ -69,13 +73,18 @@ def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree) -> None:
             sys.stderr.flush()
 
 
-def _start_shell(machine: Machine) -> None:
-    """A shell on the serial port, with job control, another one whenever it ends."""
+def _start_shell(machine: Machine) -> paramiko.Channel:
+    """A shell on the serial port, with job control, another one whenever it ends; to be kept as long as the channel.
+
+    It is not put into the background, where its children would ignore Ctrl-C (POSIX's shell, asynchronous lists).
+    """
     columns, lines = terminal.size()
-    machine.ssh().run(
+    channel = machine.ssh().open_session(deadline=Deadline.after(OPEN_SECONDS, "an SSH session"))
+    channel.exec_command(
         f"stty -F {_PORT} sane cols {columns} rows {lines};"
-        f"setsid -c sh -c 'cd; while :; do sh -l; done' <{_PORT} >{_PORT} 2>&1 &"
+        f"exec setsid -c sh -c 'cd; while :; do sh -l; done' <{_PORT} >{_PORT} 2>&1"
     )
+    return channel
 
 
 def _connect(process: QemuProcess) -> None:

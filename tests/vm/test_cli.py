@@ -247,11 +247,12 @@ class TestMachinesEnd:
 
     def test_ctrl_c_while_a_template_is_made_leaves_nothing(self, here: Path, private_cache: Path) -> None:
         with started(here, "run", "true", KERNRIG_CACHE=str(private_cache)) as process:
+            assert process.stderr is not None
+            assert "booting" in process.stderr.readline()
             found = wait_for(lambda: machines(process), "a machine that boots")
             interrupt(process)
             _, errors = process.communicate(timeout=SECONDS)
             assert process.returncode == 130
-            assert "booting" in errors
             assert errors.endswith("kernrig: interrupted\n")
             assert gone(found)
         assert not list((private_cache / "boot-template").iterdir())
@@ -271,7 +272,8 @@ class TestShell:
 
     def test_keys_go_to_the_guest(self, here: Path) -> None:
         with terminal(here, "shell") as child:
-            child.sendline("sleep 1000; echo status=$?")
+            child.sendline("echo asleep-$((6 * 7)); sleep 1000")
+            child.expect_exact("asleep-42")
             child.sendcontrol("c")
             child.expect_exact("~ # ")
             child.sendline("echo still-$((40 + 2))")
@@ -320,7 +322,8 @@ class TestConsole:
 
     def test_it_has_job_control(self, here: Path) -> None:
         with terminal(here, "shell", "--console") as child:
-            child.sendline("sleep 1000")
+            child.sendline("echo asleep-$((6 * 7)); sleep 1000")
+            child.expect_exact("asleep-42")
             child.sendcontrol("c")
             child.expect_exact("~ # ")
             child.sendline("echo still-$((40 + 2))")
