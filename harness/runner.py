@@ -77,6 +77,7 @@ class Runner:
         if not self._concerned():
             return
         try:
+            self.rig.cache.sweep()
             self.rig.prepare()
             self._header = self._describe()
         except KernrigError as error:

@@ -48,7 +48,7 @@ def greet(
     except (DeadlineError, TemplateError) as error:
         raise TemplateError(
             f"The guest did not come up: {error}{console_tail(process)}",
-            hint="see the console above; `kernrig shell --console` boots it by hand",
+            hint="see the console above; `kernrig shell --console --isolation boot` boots it by hand",
         ) from error
 
 

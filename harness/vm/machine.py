@@ -138,12 +138,12 @@ class Machine:
         """
         environment = {SLOW_FACTOR_VARIABLE: str(self._slow)} | request.get("environment", {})
         request = request | {"environment": environment}
-        if not self._awake:
+        standby = self._standby and request["op"] != "ping"
+        self._standby = self._standby and not standby
+        if standby and not self._awake:
             # With the first job, as a message of its own would cost as much again.
             request = request | {"wake": templates.wake_message(self._slow)}
             self._awake = True
-        standby = self._standby and request["op"] != "ping"
-        self._standby = self._standby and not standby
         path = STANDBY_SOCKET if standby else AGENT_SOCKET
         try:
             with contextlib.closing(self._connect().open_socket(path, deadline=deadline)) as channel:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+LOAD_KIND = "load-template"
+KEPT_TEMPLATES = 8
+IN_USE_SECONDS = 3600
 LOAD_SECONDS = 240
 FREEZE_SECONDS = 60
 BOOT_TRIES = 3
@@ -123,7 +126,19 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
         _make_load(base, tree, directory)
 
     key = digest(base.directory.name, tree.digest)
-    return Template(base.blueprint, cache.build("load-template", key, make, say=say))
+    found = cache.get(LOAD_KIND, key)
+    if found is None:
+        prune(cache)
+        found = cache.build(LOAD_KIND, key, make, say=say)
+    return Template(base.blueprint, found)
+
+
+def prune(cache: Cache) -> None:
+    """Every edit of a scenario leaves a template behind: keep the latest, and what may still be in use."""
+    templates = sorted((entry for entry in cache.entries() if entry.kind == LOAD_KIND), key=lambda e: -e.mtime)
+    for entry in templates[KEPT_TEMPLATES:]:
+        if time.time() - entry.mtime > IN_USE_SECONDS:
+            cache.remove(entry.kind, entry.key)
 
 
 def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
