@@ -50,8 +50,10 @@ __u64 ends;
 __u32 pause_pid;
 volatile __u32 paused;
 volatile __u32 let_go;
+__u32 gave_up;
 
-#define LONGEST_PAUSE (1 << 23)
+#define LONGEST_PAUSE_NS 10000000000ULL
+#define ROUNDS (1 << 23) /* the most that bpf_loop does */
 
 static __always_inline struct new_key transform(struct old_key old)
 {
@@ -92,9 +94,20 @@ int BPF_PROG(mirror_delete, struct bpf_map *map, void *key, long result)
 	return 0;
 }
 
-static long wait_a_little(__u32 round, void *unused)
+static long wait_a_little(__u32 round, __u64 *deadline)
 {
-	return let_go ? 1 : 0;
+	if (bpf_ktime_get_ns() > *deadline)
+		gave_up = 1;
+	return let_go || gave_up;
+}
+
+static __always_inline void pause(void)
+{
+	__u64 deadline = bpf_ktime_get_ns() + LONGEST_PAUSE_NS;
+
+	paused = 1;
+	for (int i = 0; i < 64 && !let_go && !gave_up; i++)
+		bpf_loop(ROUNDS, wait_a_little, &deadline, 0);
 }
 
 SEC("iter/bpf_map_elem")
@@ -113,10 +126,8 @@ int copy(struct bpf_iter__bpf_map_elem *ctx)
 	old = *key;
 	state = *value;
 	new = transform(old);
-	if (pause_pid && old.pid == pause_pid && !paused) {
-		paused = 1;
-		bpf_loop(LONGEST_PAUSE, wait_a_little, 0, 0);
-	}
+	if (pause_pid && old.pid == pause_pid && !paused)
+		pause();
 	error = bpf_map_update_elem(&new_state, &new, &state, copy_flags);
 	if (!error)
 		copied++;

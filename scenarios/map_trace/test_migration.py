@@ -41,6 +41,7 @@ def paused_copy(moving: Migration, pid: int, meanwhile: Callable[[], None]) -> N
     finally:
         moving["let_go"] = 1
         copier.join()
+    assert not moving["gave_up"], "the iterator went on before it was let go"
 
 
 @pytest.mark.vm(cpus=2)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -23,6 +23,7 @@ from harness.guest.bpf.uapi import (
 )
 from harness.guest.net import VethPair
 from harness.guest.traffic import send_frames
+from harness.guest.waiting import wait_until
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import Journal, ids
 
@@ -85,23 +86,45 @@ def test_ingress_and_egress_know_nothing_of_each_other(veth: VethPair, journal: 
 @pytest.mark.vm(cpus=2)
 def test_no_packet_slips_through_while_a_program_is_replaced(veth: VethPair, sched_cls: LoadSchedCls) -> None:
     """MPROG-ATTACH-037, MPROG-RUN-010: each frame is dropped and counted by the old program or the new one."""
-    frames = 1000
-    with Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 16, 1, name="met") as counters:
+    stop = Event()
+    sent = passed = 0
+
+    def send() -> None:
+        nonlocal sent, passed
+        while not stop.is_set():
+            passed += send_frames(veth, 50)
+            sent += 50
+
+    with Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 16, 1, name="met", value_format="=QQ") as counters:
 
         def dropper(slot: int) -> Prog:
             count = (ld_map_value(r1, counters, 8 * slot), mov(r2, 1), atomic_add(r1, 0, r2))
             return sched_cls(*count, verdict=TCX_DROP)
 
-        old, new = dropper(0), dropper(1)
-        tcx.attach(veth.b, old)
-        passed: list[int] = []
-        sender = Thread(target=lambda: passed.append(send_frames(veth, frames)))
+        one, other = dropper(0), dropper(1)
+
+        def both_met_frames() -> bool:
+            nonlocal one, other
+            for _ in range(50):
+                tcx.attach(veth.b, other, replace=one)
+                tcx.attach(veth.b, one, replace=other)
+            # An odd one, so that the other stands while this thread rests.
+            tcx.attach(veth.b, other, replace=one)
+            one, other = other, one
+            return min(met()) >= 200
+
+        def met() -> tuple[int, int]:
+            numbers = counters[0]
+            assert isinstance(numbers, tuple)
+            return numbers
+
+        tcx.attach(veth.b, one)
+        sender = Thread(target=send)
         sender.start()
-        while sender.is_alive():
-            tcx.attach(veth.b, new, replace=old)
-            old, new = new, old
-        met = counters.lookup(0) or b""
-    by_each = int.from_bytes(met[:8], "little"), int.from_bytes(met[8:], "little")
-    assert passed == [0]
-    assert sum(by_each) == frames
-    assert min(by_each) > 0, "every frame met the same program: nothing was replaced while they were sent"
+        try:
+            wait_until(both_met_frames, timeout=5, what="both programs to meet 200 frames")
+        finally:
+            stop.set()
+            sender.join()
+        assert passed == 0
+        wait_until(lambda: sum(met()) == sent, timeout=1, what=f"{sent} frames to be counted, each once")
