@@ -112,7 +112,11 @@ class Cache:
 
     def sweep(self) -> None:
         """Delete what makers that were killed left behind; those still at work are not disturbed."""
-        for kind in _visible(self.root):
+        try:
+            kinds = _visible(self.root)
+        except OSError as error:
+            raise _unusable(self.root, error) from error
+        for kind in kinds:
             for path in sorted(kind.iterdir()):
                 if not path.name.startswith((".new-", ".old-")):
                     continue

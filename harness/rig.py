@@ -87,6 +87,7 @@ class Rig:
         """What a machine for that kernel in that shape is made of."""
         key = (name, shape)
         if key not in self._blueprints:
+            self._slots.check(shape.memory)
             kernel = self.kernel(name)
             plan = Blueprint(self.qemu(), Accel("tcg", ""), kernel, self._image(kernel), shape)
             if name not in self._accels:

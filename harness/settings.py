@@ -109,7 +109,7 @@ class Settings:
         shape = Shape(
             cpus=_number(one["cpus"], values["cpus"][1]),
             memory=_number(one["memory"], values["memory"][1]),
-            append=tuple(word for words in values["append"][0] for word in shlex.split(words)),
+            append=tuple(word for text in values["append"][0] for word in _words(text, values["append"][1])),
         )
         return cls(
             kernels=tuple(dict.fromkeys(values["kernel"][0])),
@@ -152,6 +152,15 @@ def _number(text: str, source: str) -> int:
         return int(text)
     except ValueError:
         raise KernrigError(f"{source}: {text!r} is not a number.", hint="give a whole number") from None
+
+
+def _words(text: str, source: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise KernrigError(
+            f"{source}: {text!r} can't be taken apart: {error}.", hint="quote it as in a shell"
+        ) from None
 
 
 def _seconds(text: str, source: str) -> float:

@@ -54,6 +54,17 @@ class Slots:
         available = memory_mib if memory_mib is not None else int(host_memory_mib() * _SHARE_OF_MEMORY)
         self.total = available // UNIT_MIB
 
+    def check(self, memory_mib: int) -> int:
+        """The units that a machine needs. Raises HostError when the host is too small for it at any time."""
+        need = units_for(memory_mib)
+        if need > self.total:
+            raise HostError(
+                f"A machine of {memory_mib} MiB does not fit this host's memory "
+                f"({self.total * UNIT_MIB} MiB are for machines).",
+                hint="give it less with --kr-memory or vm(memory=), or run on a larger host",
+            )
+        return need
+
     @contextmanager
     def held(
         self, memory_mib: int, *, seconds: float = 600, waiting: Callable[[], None] | None = None
@@ -70,13 +81,7 @@ class Slots:
         self, memory_mib: int, *, seconds: float = 600, waiting: Callable[[], None] | None = None
     ) -> list[int]:
         """Like `held`; returns the locks, for `release`."""
-        need = units_for(memory_mib)
-        if need > self.total:
-            raise HostError(
-                f"A machine of {memory_mib} MiB does not fit this host's memory "
-                f"({self.total * UNIT_MIB} MiB are for machines).",
-                hint="give it less with --kr-memory, or run on a larger host",
-            )
+        need = self.check(memory_mib)
         self._directory.mkdir(parents=True, exist_ok=True)
         deadline = Deadline.after(seconds, "memory for another machine", scaled=False)
         told = False

@@ -109,9 +109,10 @@ def boot_template(blueprint: Blueprint, *, cache: Cache, say: Say) -> Template:
                 _make_boot(blueprint, directory)
                 return
             except (TemplateError, DeadlineError) as error:
-                if attempt == BOOT_TRIES:
+                # What dies early may be innocent; what is silent until the deadline will be so again.
+                if attempt == BOOT_TRIES or isinstance(error.__cause__, DeadlineError):
                     raise
-                say(f"try {attempt} of {BOOT_TRIES} failed: {error}")
+                say(f"try {attempt} of {BOOT_TRIES} failed: {str(error).splitlines()[0]}")
                 for file in directory.iterdir():
                     file.unlink()
 
@@ -135,7 +136,9 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
 
 def prune(cache: Cache) -> None:
     """Every edit of a scenario leaves a template behind: keep the latest, and what may still be in use."""
-    templates = sorted((entry for entry in cache.entries() if entry.kind == LOAD_KIND), key=lambda e: -e.mtime)
+    templates = sorted(
+        (entry for entry in cache.entries() if entry.kind == LOAD_KIND), key=lambda e: -e.mtime
+    )
     for entry in templates[KEPT_TEMPLATES:]:
         if time.time() - entry.mtime > IN_USE_SECONDS:
             cache.remove(entry.kind, entry.key)
