@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -11,6 +12,7 @@ import pytest
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import jeq, mov, r0, r1, r2, r7
+from harness.guest.bpf.syscall import BpfError
 from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.kfuncs import Kfuncs, exchange, value_of
 from scenarios.kptr.owning_map import VALUE_SIZE, owning_map
@@ -29,7 +31,12 @@ def make_pocket(kr_kptr: KrKptr) -> Iterator[MakePocket]:
     with ExitStack() as stack:
 
         def make(map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Pocket:
-            return stack.enter_context(Pocket(map_type, flags=flags))
+            try:
+                return stack.enter_context(Pocket(map_type, flags=flags))
+            except BpfError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                pytest.skip(f"this kernel lacks kptrs in {uapi.name_of('map_type', map_type)}")
 
         yield make
 

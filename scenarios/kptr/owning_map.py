@@ -8,8 +8,10 @@ from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import has
 
-OWNED, SEEN, VALUE_SIZE = 8, 24, 32
-"""Offsets of the two pointers: struct value { u64 before; T *owned; u64 after; T *seen; }."""
+# The one that owns stands last: up to 6.1 a pointer behind it puts the pointee's module once more than it was got
+# (kernel/bpf/btf.c:btf_parse_kptrs).
+SEEN, OWNED, VALUE_SIZE = 8, 24, 32
+"""Offsets of the two pointers: struct value { u64 before; T *seen; u64 between; T *owned; }."""
 
 
 def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Map:
@@ -20,7 +22,7 @@ def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: 
     u32, u64, target = b.integer("u32", 4), b.integer("u64", 8), b.struct(pointee, 0)
     owned = b.ptr(b.type_tag(owned_tag, target))
     seen = b.ptr(b.type_tag(seen_tag, target))
-    members = [("before", u64, 0), ("owned", owned, OWNED), ("after", u64, 16), ("seen", seen, SEEN)]
+    members = [("before", u64, 0), ("seen", seen, SEEN), ("between", u64, 16), ("owned", owned, OWNED)]
     value = b.struct("value", VALUE_SIZE, members)
     with b.load() as types:
         return Map.create(

@@ -11,12 +11,15 @@ struct kr_obj *kr_obj_new(__u32 id) __ksym;
 struct kr_obj *kr_obj_find(__u32 id) __ksym;
 void kr_obj_release(struct kr_obj *obj) __ksym;
 
-/* Scenarios put in a map whose BTF says that the pointer owns its object (owning_map.py): compilers before clang 15 lose the tag. */
+/*
+ * Scenarios put in a map whose BTF says which pointer owns its object (owning_map.py): the tag for it differs
+ * among kernels, and clang 14 loses it when the type was used without it before.
+ */
 struct value {
 	__u64 before;
-	struct kr_obj *obj;
-	__u64 after;
 	struct kr_obj *seen;
+	__u64 between;
+	struct kr_obj *obj;
 };
 
 struct {

@@ -23,9 +23,9 @@ void bpf_task_release(struct task_struct *task) __ksym;
 /* Replaced by a map whose BTF says that the pointer owns its task, see pocket.bpf.c. */
 struct value {
 	__u64 before;
-	struct task_struct *task;
-	__u64 after;
 	struct task_struct *seen;
+	__u64 between;
+	struct task_struct *task;
 };
 
 struct {

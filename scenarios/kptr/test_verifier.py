@@ -92,7 +92,8 @@ ACCEPTED: dict[str, Program] = {
     "store_object_to_unowned": lambda b: [b.value, b.k.new(), stxdw(r6, SEEN, r7), b.release(r7)],
 }
 
-REFUSED: dict[str, tuple[int, str, Program]] = {
+# No errno stands where releases differ.
+REFUSED: dict[str, tuple[int | None, str, Program]] = {
     # KPTR-ACC-010
     "store_0_to_owned": (
         EACCES,
@@ -139,8 +140,8 @@ REFUSED: dict[str, tuple[int, str, Program]] = {
         lambda b: [b.value, exchange(mov(r2, 0)), ldxw(r0, r0)],
     ),
     "release_without_null_check": (
-        EACCES,
-        "Possibly NULL pointer",
+        None,
+        "Possibly NULL pointer|must point to",
         lambda b: [b.value, exchange(mov(r2, 0)), b.release(r0)],
     ),
     # KPTR-XCHG-015
@@ -201,7 +202,7 @@ def test_balanced_program_loads(bench: Bench, program: Program) -> None:
 
 
 @pytest.mark.parametrize(("errno", "says", "program"), REFUSED.values(), ids=REFUSED)
-def test_program_is_refused(bench: Bench, errno: int, says: str, program: Program) -> None:
+def test_program_is_refused(bench: Bench, errno: int | None, says: str, program: Program) -> None:
     """Sections 3 and 4 of the kptr catalogue; the ids stand in the table."""
-    with refused(errno, log=says):
+    with refused(*[] if errno is None else [errno], log=says):
         bench.k.load(program(bench)).close()

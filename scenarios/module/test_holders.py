@@ -31,8 +31,9 @@ def kfunc_program(number: int) -> AbstractContextManager[object]:
 
 
 def fentry_link(number: int) -> AbstractContextManager[object]:
-    nothing = asm(mov(r0, 0), exit_())
-    with load_tracing("kr_obj_refs", nothing, attach_type=uapi.BPF_TRACE_FENTRY, module="kr_kptr") as prog:
+    # up to 6.3 it is the trampoline that holds the module, once for each function
+    function, nothing = ("kr_obj_refs", "kr_obj_mark")[number], asm(mov(r0, 0), exit_())
+    with load_tracing(function, nothing, attach_type=uapi.BPF_TRACE_FENTRY, module="kr_kptr") as prog:
         return attach_tracing(prog, uapi.BPF_TRACE_FENTRY)
 
 
