@@ -88,10 +88,10 @@ def test_nonsense_is_refused_naming_its_source(
         "ini": f"ini key kr_{name}",
     }
     if message is None:  # nothing is no nonsense: the next source is asked
-        assert settings(**{source: sources[source]}) == Settings()  # type: ignore[arg-type]
+        assert settings(**{source: sources[source]}) == Settings()
         return
     with pytest.raises(KernrigError) as caught:
-        settings(**{source: sources[source]})  # type: ignore[arg-type]
+        settings(**{source: sources[source]})
     assert message in caught.value.what
     assert caught.value.hint
     if "processors" not in message and "MiB" not in message:

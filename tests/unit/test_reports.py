@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import pytest
+
+from harness.errors import KernrigError
+from harness.reports import conclude, excuse
+from harness.runner import expected_splats
+from harness.verdict import End, ExpectedSplat, MachineEnd, Outcome, Verdict
+
+TEXT = "the whole explanation"
+
+
+class Item:
+    """As much of pytest's item as is looked at here."""
+
+    nodeid = "scenarios/test_x.py::test_x"
+    location = ("scenarios/test_x.py", 6, "test_x")
+
+    def __init__(self, *markers: pytest.Mark) -> None:
+        self._markers = markers
+        self.keywords = {"test_x": 1}
+
+    def iter_markers(self, name: str) -> list[pytest.Mark]:
+        return [marker for marker in self._markers if marker.name == name]
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return next(iter(self.iter_markers(name)), None)
+
+
+def item(*decorators: pytest.MarkDecorator) -> pytest.Item:
+    return cast(pytest.Item, Item(*(decorator.mark for decorator in decorators)))
+
+
+When = Literal["setup", "call", "teardown"]
+How = Literal["passed", "failed", "skipped"]
+
+
+def report(when: When, outcome: How = "passed", *, xfail: str | None = None) -> pytest.TestReport:
+    longrepr = None if outcome == "passed" else "why"
+    made = pytest.TestReport(Item.nodeid, Item.location, {}, outcome, longrepr, when)
+    if xfail is not None:
+        made.wasxfail = xfail
+    return made
+
+
+def verdict(outcome: Outcome, end: MachineEnd | None = None) -> Verdict:
+    return Verdict(outcome, "the reason", end=end)
+
+
+PANIC = MachineEnd(End.PANIC)
+
+
+@pytest.mark.parametrize(
+    ("reports", "outcome", "end", "expected"),
+    [
+        # What was reported as it came (a passed set-up) is not reported again.
+        ([report("setup"), report("call"), report("teardown")], Outcome.PASSED, None, "call+ teardown+"),
+        ([report("setup", "skipped"), report("teardown")], Outcome.SKIPPED, None, "setup~ teardown+"),
+        (
+            [report("setup"), report("call", "failed"), report("teardown")],
+            Outcome.TEST,
+            None,
+            "call- teardown+",
+        ),
+        ([report("setup", "failed"), report("teardown")], Outcome.TEST, None, "setup- teardown+"),
+        # The kernel complained though all asserts passed, or though a failure was expected.
+        ([report("setup"), report("call"), report("teardown")], Outcome.KERNEL, None, "call- teardown+"),
+        (
+            [report("setup"), report("call", "skipped", xfail="known"), report("teardown")],
+            *(Outcome.KERNEL, None, "call- teardown+"),
+        ),
+        # A machine that is gone takes reports with it.
+        ([report("setup")], Outcome.KERNEL, PANIC, "call- teardown+"),
+        ([], Outcome.KERNEL, PANIC, "setup- teardown+"),
+        ([], Outcome.INFRA, MachineEnd(End.TEMPLATE), "setup- teardown+"),
+        # So does one that went as announced.
+        ([report("setup")], Outcome.PASSED, PANIC, "call+ teardown+"),
+        ([report("setup"), report("call")], Outcome.PASSED, PANIC, "call+ teardown+"),
+    ],
+)
+def test_each_item_ends_with_its_reports(
+    reports: list[pytest.TestReport], outcome: Outcome, end: MachineEnd | None, expected: str
+) -> None:
+    concluded = conclude(item(), reports, verdict(outcome, end), TEXT)
+    signs = {"passed": "+", "failed": "-", "skipped": "~"}
+    assert " ".join(f"{report.when}{signs[report.outcome]}" for report in concluded) == expected
+    assert all(("kernrig_outcome", outcome.value) in report.user_properties for report in concluded)
+    assert not any(hasattr(report, "wasxfail") and report.failed for report in concluded)
+    assert sum(report.failed for report in concluded) == outcome.failed
+
+
+def test_made_up_failure_has_the_explanation_and_a_summary_line() -> None:
+    call, _ = conclude(item(), [report("setup")], verdict(Outcome.KERNEL, PANIC), TEXT)
+    assert TEXT in call.longreprtext
+    crash = call.longrepr.reprcrash  # type: ignore[union-attr]
+    assert (crash.path, crash.lineno, crash.message) == ("scenarios/test_x.py", 7, "KERNEL: the reason")
+
+
+def test_failed_assert_keeps_its_text_and_gets_the_explanation() -> None:
+    call, _ = conclude(
+        item(), [report("setup"), report("call", "failed"), report("teardown")], verdict(Outcome.TEST), TEXT
+    )
+    assert call.longrepr == "why"
+    assert call.sections == [("kernrig", TEXT)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wasxfail"),
+    [(Outcome.KERNEL, True), (Outcome.TEST, True), (Outcome.PASSED, True), (Outcome.INFRA, False)],
+)
+def test_known_issue_excuses_all_but_the_harness(outcome: Outcome, wasxfail: bool) -> None:
+    marked = item(pytest.mark.known_issue("F7", reason="upstream knows"))
+    reports = conclude(marked, [report("setup"), report("call"), report("teardown")], verdict(outcome), TEXT)
+    excuse(marked, reports, verdict(outcome))
+    call = reports[0]
+    assert hasattr(call, "wasxfail") == wasxfail
+    assert call.failed == (not wasxfail)
+    if wasxfail:
+        assert call.wasxfail == "known issue F7: upstream knows"
+
+
+def test_expected_splats_come_from_all_markers() -> None:
+    marked = item(pytest.mark.expect_splat("a", reason="b"), pytest.mark.expect_splat(regex="c", reason="d"))
+    assert expected_splats(marked) == (ExpectedSplat("a", "b"), ExpectedSplat("c", "d"))
+
+
+@pytest.mark.parametrize("wrong", [pytest.mark.expect_splat("a"), pytest.mark.expect_splat("a", why="b")])
+def test_wrong_expect_splat_is_explained(wrong: pytest.MarkDecorator) -> None:
+    with pytest.raises(
+        KernrigError, match=r"test_x: the marker expect_splat takes .*: .*reason|why"
+    ) as caught:
+        expected_splats(item(wrong))
+    assert caught.value.hint
