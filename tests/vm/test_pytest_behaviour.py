@@ -125,7 +125,7 @@ def test_output_is_captured_by_stream(plain: Ran) -> None:
     text = plain.output.partition("___ test_prints_and_fails ___")[2].partition("\n___")[0]
     assert re.search(
         r"Captured stdout call -+\nfrom standard output\nfrom the descriptor\n-+ Captured stderr call -+\n"
-        r"from standard error\n",
+        r"from standard error",
         text,
     )
     assert "live from the guest" in plain.output.partition("= PASSES =")[2]
