@@ -76,7 +76,9 @@ class Tree:
             try:
                 contents[name] = file if isinstance(file, bytes) else file.read_bytes()
             except OSError as error:
-                raise KernrigError(f"{name} could not be read: {error.strerror}.", hint="run it again") from error
+                raise KernrigError(
+                    f"{name} could not be read: {error.strerror}.", hint="run it again"
+                ) from error
         return contents
 
     @property

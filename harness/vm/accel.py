@@ -21,7 +21,6 @@ from harness.vm.control import TemplateError
 
 PROBE_SECONDS = 20.0
 _STATE = "accelerator"
-_LONGEST_REASON = 160
 
 
 def choose(setting: str, blueprint: Blueprint, *, cache: Cache, say: Callable[[str], None]) -> Accel:
@@ -72,6 +71,6 @@ def _boot_failure(blueprint: Blueprint) -> str | None:
         process, _ = boot.cold_boot(blueprint, public_key=public, seconds=PROBE_SECONDS)
     except TemplateError as error:
         reason = error.what.split("\n", 1)[0].removeprefix("The guest did not come up: ")
-        return " ".join(reason.split())[:_LONGEST_REASON]
+        return " ".join(reason.split())
     process.close()
     return None

@@ -10,6 +10,9 @@ from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
 from harness.vm.process import QemuProcess
 
+_SAID_LINES = 3
+_SAID_LENGTH = 300
+
 
 class TemplateError(KernrigError):
     """A machine could not be booted, loaded or frozen."""
@@ -59,8 +62,8 @@ def _end(process: QemuProcess) -> str:
         status = process.wait(Deadline.after(2, "QEMU's end"))
     except DeadlineError:
         return "QEMU still runs"
-    said = process.errors().strip()
-    return f"QEMU's exit status {status}" + (f", it said: {said[-500:]}" if said else "")
+    said = " / ".join(process.errors().strip().splitlines()[:_SAID_LINES])
+    return f"QEMU's exit status {status}" + (f", it said: {said[:_SAID_LENGTH]}" if said else "")
 
 
 def console_tail(process: QemuProcess, lines: int = 25) -> str:

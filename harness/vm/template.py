@@ -8,13 +8,14 @@ The way is QEMU's: share=on while the template is made, migration with x-ignore-
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import Cache, digest
 from harness.deadline import Deadline, DeadlineError
+from harness.errors import KernrigError
 from harness.vm import devices
 from harness.vm.blueprint import Blueprint
 from harness.vm.boot import cold_boot, give_to_qemu
@@ -36,9 +38,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+BOOT_KIND = "boot-template"
 LOAD_KIND = "load-template"
 KEPT_TEMPLATES = 8
-IN_USE_SECONDS = 3600
 LOAD_SECONDS = 240
 FREEZE_SECONDS = 60
 BOOT_TRIES = 3
@@ -47,12 +49,21 @@ FORMAT = "2"
 _SSH_MSG_KEXINIT = 20  # RFC 4253, section 12
 
 
+_held: list[int] = []
+
+
 @dataclass(frozen=True)
 class Template:
     """A frozen machine on disk, see this module's text."""
 
     blueprint: Blueprint
     directory: Path
+
+    def __post_init__(self) -> None:
+        """Keep it from being pruned as long as this process lives (the lock goes with its descriptor)."""
+        fd = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        _held.append(fd)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def boot_template(blueprint: Blueprint, *, cache: Cache, say: Say) -> Template:
                 for file in directory.iterdir():
                     file.unlink()
 
-    return Template(blueprint, cache.build("boot-template", digest(FORMAT, blueprint.key), make, say=say))
+    return Template(blueprint, _built(BOOT_KIND, digest(FORMAT, blueprint.key), make, cache, say))
 
 
 def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Template:
@@ -127,21 +138,28 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
         _make_load(base, tree, directory)
 
     key = digest(base.directory.name, tree.digest)
-    found = cache.get(LOAD_KIND, key)
+    return Template(base.blueprint, _built(LOAD_KIND, key, make, cache, say))
+
+
+def _built(kind: str, key: str, make: Callable[[Path], None], cache: Cache, say: Say) -> Path:
+    found = cache.get(kind, key)
     if found is None:
-        prune(cache)
-        found = cache.build(LOAD_KIND, key, make, say=say)
-    return Template(base.blueprint, found)
+        prune(cache, kind)
+        found = cache.build(kind, key, make, say=say)
+    return found
 
 
-def prune(cache: Cache) -> None:
-    """Every edit of a scenario leaves a template behind: keep the latest, and what may still be in use."""
-    templates = sorted(
-        (entry for entry in cache.entries() if entry.kind == LOAD_KIND), key=lambda e: -e.mtime
-    )
+def prune(cache: Cache, kind: str) -> None:
+    """Every edit of a scenario leaves a template behind, some 250 MB: keep the latest, and those in use."""
+    templates = sorted((entry for entry in cache.entries() if entry.kind == kind), key=lambda e: -e.mtime)
     for entry in templates[KEPT_TEMPLATES:]:
-        if time.time() - entry.mtime > IN_USE_SECONDS:
-            cache.remove(entry.kind, entry.key)
+        with suppress(OSError, KernrigError):
+            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                cache.remove(entry.kind, entry.key)
+            finally:
+                os.close(fd)
 
 
 def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class SshServer:
 
 def make_host_key():
     """Makes the host key of this template; returns its public part in base64."""
-    os.makedirs("/etc/dropbear", exist_ok=True)
+    Path(HOST_KEY).parent.mkdir(parents=True, exist_ok=True)
     made = subprocess.run(
         ["dropbearkey", "-t", "ed25519", "-f", HOST_KEY], check=True, capture_output=True, text=True
     ).stdout
@@ -106,6 +106,7 @@ def make_host_key():
 
 
 def authorize(public_key):
+    """Let the holder of this key log in, and nobody else."""
     directory = Path("/root/.ssh")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = directory / "authorized_keys"
@@ -126,6 +127,7 @@ def import_what_scenarios_need():
 
 
 def main():
+    """Come up, tell the host so, wait for a tree, become the agent."""
     control = Control(open_port("kernrig.control"))
     control.send(hello=1, release=os.uname().release)
     config = control.receive()
