@@ -23,7 +23,9 @@ def elf(sections: dict[str, bytes], trailer: bytes = b"") -> bytes:
         data += content
     count = len(contents) + 1
     ident = b"\x7fELF\x02\x01\x01" + b"\0" * 9
-    head = ident + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(data), 0, 64, 0, 0, 64, count, count - 1)
+    head = ident + struct.pack(
+        "<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(data), 0, 64, 0, 0, 64, count, count - 1
+    )
     return head + data + headers + trailer
 
 
