@@ -67,6 +67,8 @@ OPTIONS = (
     Option("accel", "NAME", "auto", "accelerator: auto (proves KVM by booting), kvm, tcg", ACCELERATORS),
     Option("keep", "WHEN", "failed", "keep a scenario's evidence: never, failed, always", KEEP),
     Option("timeout", "SECONDS", "60", "deadline of one scenario, in seconds of a fast machine"),
+    Option("examples", "N", "90", "random sequences of calls that are compared with a model, per test"),
+    Option("seed", "N", "0", "where those sequences start; the same seed gives the same ones"),
     Option("scenarios", "DIR", "scenarios", "directory below rootdir whose tests run in the guest"),
     Option("results", "DIR", ".kernrig/results", "where evidence is kept, below rootdir"),
 )
@@ -84,6 +86,8 @@ class Settings:
     accel: str = "auto"
     keep: str = "failed"
     timeout: float = 60.0
+    examples: int = 90
+    seed: int = 0
     scenarios: str = "scenarios"
     results: str = ".kernrig/results"
 
@@ -120,6 +124,8 @@ class Settings:
             accel=one["accel"],
             keep=one["keep"],
             timeout=_seconds(one["timeout"], values["timeout"][1]),
+            examples=_number(one["examples"], values["examples"][1], least=1),
+            seed=_number(one["seed"], values["seed"][1], least=0),
             scenarios=one["scenarios"].strip("/"),
             results=one["results"],
         )
@@ -147,11 +153,14 @@ def _value(
     return [], "the default"
 
 
-def _number(text: str, source: str) -> int:
+def _number(text: str, source: str, *, least: int | None = None) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise KernrigError(f"{source}: {text!r} is not a number.", hint="give a whole number") from None
+    if least is not None and number < least:
+        raise KernrigError(f"{source}: {text} is too small.", hint=f"give a whole number from {least}")
+    return number
 
 
 def _words(text: str, source: str) -> list[str]:

@@ -36,6 +36,7 @@ from harness.vm.machine import Machine, MachineLostError
 if TYPE_CHECKING:
     from harness.rig import Rig
     from harness.runner import Runner
+    from harness.settings import Settings
     from harness.vm.monitor import Monitor
     from harness.vm.shape import Shape
 
@@ -53,7 +54,10 @@ class GuestError(Exception):
 
 
 class Vm:
-    """A machine under a host-side test. Every wait has a deadline in seconds, scaled for slow kernels."""
+    """A machine under a host-side test. Every wait has a deadline in seconds, scaled for slow kernels.
+
+    `dirty`: whether the last function called left the guest other than it was (objects, namespaces, taint).
+    """
 
     def __init__(self, machine: Machine, rig: Rig, kernel: str, shape: Shape) -> None:
         self._machine = machine
@@ -62,11 +66,17 @@ class Vm:
         self._shape = shape
         self.console_text = ""
         self.expected_end: str | None = None
+        self.dirty = False
 
     @property
     def machine(self) -> Machine:
         """The machine itself, for what this class has no word for."""
         return self._machine
+
+    @property
+    def settings(self) -> Settings:
+        """What the user wants of this run."""
+        return self._rig.settings
 
     @property
     def console(self) -> Console:
@@ -113,6 +123,8 @@ class Vm:
                 value = message["value"]
             elif message["type"] == "error":
                 raise GuestError(message["exception"], message["text"], message["traceback"])
+            elif message["type"] == "end":
+                self.dirty = "after" in message
         return value
 
     def wait_until_ended(self, *, seconds: float = DEFAULT_SECONDS) -> int:
@@ -129,6 +141,13 @@ class Vm:
         self.console.expect(regex, timeout=Deadline.after(seconds, "a panic").remaining())
         self._machine.ended(wait=5)
         return self.console.text()
+
+    def renew(self) -> None:
+        """End this machine, if it still runs, and go on with a pristine one."""
+        self.console_text += self.console.text()
+        self._machine.close()
+        self._machine = self._rig.new_machine(self._kernel, self._shape)
+        self.dirty = False
 
     def reboot(self) -> None:
         """End this machine and boot the same kernel from cold. Nothing of the guest survives: it has no disk."""

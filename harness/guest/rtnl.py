@@ -22,7 +22,7 @@ NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 NLA_F_NESTED = 0x8000
-RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH = 16, 17, 20, 28
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWQDISC, RTM_DELQDISC = 16, 17, 20, 28, 36, 37
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
@@ -33,11 +33,14 @@ IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 IFF_UP = 0x1
+TCA_KIND = 1
+TC_H_CLSACT, CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 
 NLMSGHDR = struct.Struct("=IHHII")
 IFINFOMSG = struct.Struct("=BxHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
 NDMSG = struct.Struct("=BxxxiHBB")
+TCMSG = struct.Struct("=BxxxiIII")
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,21 @@ def link_up(index: int) -> Request:
 def delete_link(index: int) -> Request:
     """Delete the device (for a veth: both ends)."""
     return Request(f"delete device {index}", RTM_DELLINK, 0, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def new_clsact(index: int) -> Request:
+    """Add a clsact qdisc to the device; EEXIST when there is one, or an ingress qdisc."""
+    return Request(f"add clsact to device {index}", RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _clsact(index))
+
+
+def delete_clsact(index: int) -> Request:
+    """Delete the device's clsact qdisc with its filters."""
+    return Request(f"delete clsact of device {index}", RTM_DELQDISC, 0, _clsact(index))
+
+
+def _clsact(index: int) -> bytes:
+    header = TCMSG.pack(socket.AF_UNSPEC, index, CLSACT_HANDLE, TC_H_CLSACT, 0)
+    return header + attribute(TCA_KIND, b"clsact\0")
 
 
 def new_address(index: int, address: str, prefix_length: int) -> Request:

@@ -100,8 +100,14 @@ def bpf(cmd: int, attr: Attr | bytes | bytearray, size: int | None = None) -> in
 
 def system_call(cmd: int, buffer: Any, size: int) -> int:
     """bpf(2) on a ctypes buffer as it is; the errno, 0 for success. For where every instruction counts."""
+    return max(-raw_call(cmd, buffer, size), 0)
+
+
+def raw_call(cmd: int, buffer: Any, size: int) -> int:
+    """bpf(2) on a ctypes buffer as it is; the result (a descriptor, or 0), or the errno as a negative number."""
     syscall, number = _libc()
-    return 0 if syscall(number, cmd, buffer, size) >= 0 else ctypes.get_errno()
+    result: int = syscall(number, cmd, buffer, size)
+    return result if result >= 0 else -ctypes.get_errno()
 
 
 class refused:

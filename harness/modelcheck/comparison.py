@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""What the guest's player answered against what the model says."""
+
+from __future__ import annotations
+
+import errno as errno_numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.oracle.calls import Call, Close, LinkCreate, Query
+from harness.oracle.families import HOOKS, Features, Hook
+from harness.oracle.mprog import View
+from harness.oracle.objects import PROGRAMS
+from harness.oracle.world import LinkInfo, Outcome, World
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where kernel and model part: the call's place in the sequence (None: at the end), and both sides in words."""
+
+    place: int | None
+    what: str
+    model: str
+    kernel: str
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  model:  {self.model}\n  kernel: {self.kernel}"
+
+
+def request(calls: Sequence[Call], features: Features) -> dict[str, Any]:
+    """The arguments of harness.guest.mprog_player:play."""
+    world = World(features)
+    for call in calls:
+        world.do(call)
+    words = {word for call in calls for word in call.to_json().values() if isinstance(word, str)}
+    for name in world.objects.progs:
+        if world.objects.progs[name].open:
+            world.objects.close_prog(name)
+    loaded = words | {name for name in world.objects.progs if name not in PROGRAMS}
+    return {
+        "calls": [call.to_json() for call in calls],
+        "hooks": {name: (hook.target, hook.attach_number) for name, hook in _used(calls).items()},
+        "progs": {name: type for name, type in PROGRAMS.items() if name in words},
+        "alive": sorted(world.alive_progs() & loaded),
+    }
+
+
+def _used(calls: Sequence[Call]) -> dict[str, Hook]:
+    used = {name for call in calls if (name := getattr(call, "hook", None))}
+    # A device that is only configured needs to be there, too.
+    used |= {
+        "other" if name == "d1" else "in"
+        for call in calls
+        if (name := getattr(call, "device", None)) and name != "nk"
+    }
+    used |= {"primary" for call in calls if getattr(call, "device", None) == "nk"}
+    return {name: hook for name, hook in HOOKS.items() if name in used}
+
+
+def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]) -> Divergence | None:
+    """The first difference between what was played and the model; None when there is none."""
+    world = World(features)
+    names = _Names(calls, played["ids"])
+    for place, (call, (error, raw)) in enumerate(zip(calls, played["answers"], strict=True)):
+        hook = hook_of(call, world)
+        outcome = world.do(call)
+        if error != outcome.errno:
+            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), name_of(error))
+        seen = outcome if isinstance(call, Query) else _look(world, hook)
+        if found := _differ(seen, raw, names):
+            return Divergence(place, f"after call {place + 1}, {call}, a query of {hook} shows", *found)
+    return _compare_end(world, played, names)
+
+
+def _compare_end(world: World, played: Mapping[str, Any], names: _Names) -> Divergence | None:
+    for hook, raw in played["views"].items():
+        if found := _differ(_look(world, hook), raw, names):
+            return Divergence(None, f"at the end a query of {hook} shows", *found)
+    links = {name: LinkInfo(names.prog(id), attached) for name, (id, attached) in played["links"].items()}
+    if links != world.link_infos():
+        return Divergence(None, "at the end the links are", str(world.link_infos()), str(links))
+    loaded = set(played["ids"])
+    for name in [name for name, prog in world.objects.progs.items() if prog.open]:
+        world.objects.close_prog(name)
+    alive = sorted(world.alive_progs() & loaded)
+    if alive != played["alive"]:
+        return Divergence(None, "all programs closed, there are still", str(alive), str(played["alive"]))
+    defunct = {name: LinkInfo(link.prog, False) for name, link in world.objects.links.items()}
+    links = {name: LinkInfo(names.prog(id), attached) for name, (id, attached) in played["defunct"].items()}
+    if links != defunct:
+        return Divergence(None, "all devices and cgroups removed, the links are", str(defunct), str(links))
+    if played["left"]:
+        return Divergence(None, "everything closed, there are still", "[]", str(played["left"]))
+    return None
+
+
+def hook_of(call: Call, world: World) -> str | None:
+    """The hook that the call is about, that of its link if it names one; ask before the call is done."""
+    if hook := getattr(call, "hook", None):
+        return str(hook)
+    link = world.objects.links.get(call.name if isinstance(call, Close) else getattr(call, "link", ""))
+    return link.hook if link else None
+
+
+def _look(world: World, hook: str | None) -> Outcome | None:
+    return world.do(Query(hook)) if hook else None
+
+
+def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: _Names) -> tuple[str, str] | None:
+    """(model, kernel) in words, if they differ."""
+    if outcome is None or raw is None:
+        return None
+    error, revision, count, flags, progs, links = raw
+    if error != outcome.errno:
+        return _why(outcome), name_of(error)
+    if outcome.view is None:
+        return None
+    view = View(
+        revision,
+        count,
+        flags,
+        tuple(names.prog(id) for id in progs),
+        None if links is None else tuple(names.link(id) for id in links),
+        error,
+    )
+    return None if view == outcome.view else (str(outcome.view), str(view))
+
+
+class _Names:
+    """The names of ids; "?7" for one that no name has got."""
+
+    def __init__(self, calls: Sequence[Call], ids: Mapping[str, int]) -> None:
+        links = {call.link for call in calls if isinstance(call, LinkCreate)}
+        self._links = {id: name for name, id in ids.items() if name in links}
+        self._progs = {id: name for name, id in ids.items() if name not in links}
+
+    def prog(self, id: int) -> str:
+        return self._progs.get(id, f"?{id}")
+
+    def link(self, id: int) -> str | None:
+        return self._links.get(id, f"?{id}") if id else None
+
+
+def name_of(error: int) -> str:
+    """The errno's name; what the player says of an array that was written behind its end."""
+    if error == -1:
+        return "success, but written behind the end of an array"
+    return errno_numbers.errorcode.get(error, str(error)) if error else "success"
+
+
+def _why(outcome: Outcome) -> str:
+    return f"{name_of(outcome.errno)} by {outcome.rule}" if outcome.rule else name_of(outcome.errno)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Looks for a sequence of calls on which kernel and model differ, and shrinks it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from harness.deadline import DeadlineError
+from harness.modelcheck.comparison import Divergence, compare, request
+from harness.modelcheck.sequences import sequences
+from harness.oracle.calls import Call
+from harness.oracle.families import Features
+from harness.oracle.listing import from_json, scenario
+from harness.vm.machine import MachineLostError
+from harness.vmfixture import GuestError
+
+if TYPE_CHECKING:
+    from harness.vmfixture import Vm
+
+PLAYER = "harness.guest.mprog_player:play"
+PLAY_SECONDS = 30.0
+
+Play = Callable[[Sequence[Call]], Divergence | None]
+
+
+@dataclass
+class Figures:
+    """How much was compared: sequences, calls in them, seconds of all and seconds that the calls themselves took."""
+
+    sequences: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    seconds_of_calls: float = 0.0
+
+    def __str__(self) -> str:
+        per_second = self.calls / self.seconds if self.seconds else 0.0
+        return f"{self.sequences} sequences, {self.calls} calls, {per_second:.0f} calls/s"
+
+
+@dataclass
+class Stage:
+    """The machine on which sequences are played; replaced when a sequence has left it dirty or dead."""
+
+    vm: Vm
+    features: Features
+    figures: Figures = field(default_factory=Figures)
+
+    def play(self, calls: Sequence[Call]) -> Divergence | None:
+        """Play one sequence on a fresh stage of devices; where kernel and model differ, if they do."""
+        begin = time.monotonic()
+        try:
+            played: dict[str, Any] = self.vm.call(
+                PLAYER, **request(calls, self.features), seconds=PLAY_SECONDS
+            )
+        except (MachineLostError, GuestError, DeadlineError) as error:
+            self.vm.renew()
+            return Divergence(None, "the sequence", "comes to an end", f"{type(error).__name__}: {error}")
+        self.figures.sequences += 1
+        self.figures.calls += len(calls)
+        self.figures.seconds_of_calls += played["seconds"]
+        found = compare(calls, self.features, played)
+        if self.vm.dirty:
+            self.vm.renew()
+            found = found or Divergence(None, "the sequence leaves in the guest", "nothing", "something")
+        self.figures.seconds += time.monotonic() - begin
+        return found
+
+
+def features_of(vm: Vm) -> Features | None:
+    """What the machine's kernel has; None if it has no ordered lists at all."""
+    has = {
+        name: bool(vm.call("harness.guest.bpf.probe:has", name))
+        for name in ("tcx", *Features.__annotations__)
+    }
+    return Features(**has) if has.pop("tcx") else None
+
+
+def replay(folder: Path, play: Play, features: Features) -> None:
+    """Play the kept counterexamples, the files FOLDER/*.json. Raises AssertionError when one still is one."""
+    for file in sorted(folder.glob("*.json")):
+        calls = from_json(json.loads(file.read_text()))
+        if found := play(calls):
+            raise AssertionError(_told(calls, found, features, f"the kept counterexample {file.name}"))
+
+
+def search(play: Play, features: Features, *, examples: int, seed: int, database: Path) -> None:
+    """Play so many random sequences, those first that differed in an earlier run.
+
+    Raises AssertionError with the shortest sequence found on which kernel and model differ.
+    """
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples,
+        database=DirectoryBasedExampleDatabase(database),
+        deadline=None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(sequences(features))
+    def kernel_agrees_with_model(calls: tuple[Call, ...]) -> None:
+        if found := play(calls):
+            raise _Found(calls, found)
+
+    try:
+        kernel_agrees_with_model()
+    except _Found as end:
+        raise AssertionError(_told(end.calls, end.divergence, features, "a random sequence")) from None
+
+
+class _Found(Exception):
+    def __init__(self, calls: Sequence[Call], divergence: Divergence) -> None:
+        super().__init__(str(divergence))
+        self.calls = calls
+        self.divergence = divergence
+
+
+def _told(calls: Sequence[Call], found: Divergence, features: Features, what: str) -> str:
+    kept = json.dumps([call.to_json() for call in calls])
+    return (
+        f"kernel and model differ on {what} of {len(calls)} calls: {found}\n\n"
+        f"As a scenario that expects what the model does:\n\n{scenario(calls, features)}\n"
+        f"To keep it, as a file in the folder of examples:\n\n{kept}\n"
+    )

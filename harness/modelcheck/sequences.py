@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""Strategies of hypothesis for sequences of calls about ordered lists of programs.
+
+The model goes along while a sequence is drawn, so that calls name what is there, and now and then what is not: most
+calls shall succeed, and each way to fail shall come up. What comes first in a choice is what shrinking leads to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from harness.guest.bpf.uapi import (
+    BPF_F_AFTER,
+    BPF_F_ALLOW_MULTI,
+    BPF_F_ALLOW_OVERRIDE,
+    BPF_F_BEFORE,
+    BPF_F_ID,
+    BPF_F_LINK,
+    BPF_F_PREORDER,
+    BPF_F_QUERY_EFFECTIVE,
+    BPF_F_REPLACE,
+)
+from harness.oracle import cgroup_list, mprog
+from harness.oracle.calls import (
+    CLOSED,
+    MAP,
+    AddClsact,
+    Attach,
+    Call,
+    Close,
+    DeleteClsact,
+    Detach,
+    Fill,
+    LinkCreate,
+    LinkDetach,
+    LinkUpdate,
+    Query,
+    RemoveDevice,
+)
+from harness.oracle.families import HOOKS, Features
+from harness.oracle.objects import PROGRAMS
+from harness.oracle.world import World
+
+T = TypeVar("T")
+
+MOST_CALLS = 160
+# One in so many draws ends a sequence: their mean length.
+MEAN_CALLS = 70
+UNKNOWN_BIT = 1 << 20
+
+_STAGES = (
+    *(("in", "out", "other"),) * 4,
+    *(("primary", "peer", "in"),) * 2,
+    *(("group", "below"),) * 2,
+    tuple(HOOKS),
+)
+_ANYWHERE = tuple(HOOKS)
+
+_PLACES = (
+    *(0, 0, 0, BPF_F_BEFORE, BPF_F_AFTER, BPF_F_BEFORE, BPF_F_AFTER),
+    *(BPF_F_REPLACE, BPF_F_REPLACE, BPF_F_REPLACE | BPF_F_BEFORE, BPF_F_REPLACE | BPF_F_AFTER),
+    *(BPF_F_BEFORE | BPF_F_AFTER, BPF_F_REPLACE | BPF_F_BEFORE | BPF_F_AFTER),
+)
+_NAMINGS = (0, 0, BPF_F_ID, BPF_F_LINK, BPF_F_LINK | BPF_F_ID)
+_MODES = (*(BPF_F_ALLOW_MULTI,) * 12, 0, BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI)
+_STRAY_BITS = (*(0,) * 20, UNKNOWN_BIT, BPF_F_ALLOW_MULTI, BPF_F_PREORDER)
+
+_OPS = (
+    *("attach",) * 14,
+    *("link",) * 8,
+    *("detach",) * 8,
+    *("update",) * 5,
+    *("close",) * 3,
+    *("link_detach",) * 2,
+    *("query",) * 2,
+    *("qdisc",) * 2,
+    "remove_device",
+)
+
+
+@st.composite
+def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
+    """Up to MOST_CALLS calls for a kernel with these features."""
+    stage = [hook for hook in draw(st.sampled_from(_STAGES)) if _has(features, hook)] or ["in"]
+    drawer = _Drawer(draw, World(features), stage)
+    calls: list[Call] = []
+    if draw(st.integers(0, 11)) == 11:
+        calls.append(drawer.fill())
+    while len(calls) < MOST_CALLS and draw(st.integers(0, MEAN_CALLS - 1)):
+        calls.append(drawer.call())
+    return tuple(calls)
+
+
+def _has(features: Features, hook: str) -> bool:
+    return features.netkit or HOOKS[hook].family != "netkit"
+
+
+@dataclass
+class _Drawer:
+    """Draws one call after the other; `world` is what they lead to."""
+
+    draw: st.DrawFn
+    world: World
+    stage: Sequence[str]
+    links: int = 0
+
+    def pick(self, choices: Sequence[T]) -> T:
+        return self.draw(st.sampled_from(choices))
+
+    def call(self) -> Call:
+        call: Call = getattr(self, f"_{self.pick(_OPS)}")()
+        self.world.do(call)
+        return call
+
+    def fill(self) -> Fill:
+        hook = self.pick(self.stage)
+        capacity = cgroup_list.CAPACITY if HOOKS[hook].family == "cgroup" else mprog.CAPACITY
+        call = Fill(hook, self.pick((capacity, capacity - 1)))
+        self.world.do(call)
+        return call
+
+    # Calls
+
+    def _attach(self) -> Attach:
+        hook = self.hook()
+        flags, anchor = self.place(hook)
+        replace = None
+        if flags & BPF_F_REPLACE or self.rarely():
+            replace = self.prog(hook, inside=True)
+        return Attach(hook, self.prog(hook), flags, anchor, replace, self.revision(hook))
+
+    def _link(self) -> LinkCreate:
+        hook = self.hook()
+        flags, anchor = self.place(hook, link=True)
+        self.links += 1
+        return LinkCreate(f"l{self.links}", hook, self.prog(hook), flags, anchor, self.revision(hook))
+
+    def _detach(self) -> Detach:
+        hook = self.hook()
+        prog = self.prog(hook, inside=True) if self.pick((True, False)) else None
+        if HOOKS[hook].family == "cgroup" and not self.rarely():
+            return Detach(hook, prog, revision=self.revision(hook))
+        flags, anchor = self.place(hook)
+        if not self.rarely():
+            flags &= ~BPF_F_REPLACE
+        return Detach(hook, prog, flags, anchor, self.revision(hook))
+
+    def _update(self) -> LinkUpdate:
+        link = self.link()
+        hook = self.world.objects.links[link].hook if link in self.world.objects.links else self.stage[0]
+        flags = self.pick((0, 0, 0, BPF_F_REPLACE, BPF_F_REPLACE, BPF_F_REPLACE, UNKNOWN_BIT, BPF_F_LINK))
+        old = None
+        if flags & BPF_F_REPLACE or self.rarely():
+            current = self.world.objects.links.get(link)
+            old = current.prog if current and self.mostly() else self.prog(hook)
+        return LinkUpdate(link, self.prog(hook), flags, old)
+
+    def _link_detach(self) -> LinkDetach:
+        return LinkDetach(self.link())
+
+    def _close(self) -> Close:
+        progs = [name for name, prog in self.world.objects.progs.items() if prog.open]
+        links = list(self.world.objects.links)
+        wanted = links if links and self.mostly() else progs
+        return Close(self.pick(wanted or [CLOSED]))
+
+    def _query(self) -> Query:
+        hook = self.hook()
+        count = self.pick((64, 0, 1, 2, 3, self.world.view(hook).count))
+        flags = self.pick((0, 0, 0, BPF_F_QUERY_EFFECTIVE, 1 << 5))
+        return Query(hook, count, flags, self.pick((0, 0, 0, 0, 1)), self.mostly())
+
+    def _qdisc(self) -> Call:
+        device = self.pick(("d0", "d1"))
+        return self.pick((AddClsact, DeleteClsact))(device)
+
+    def _remove_device(self) -> Call:
+        # Rarely: what follows on the device is ENODEV.
+        if self.draw(st.integers(0, 7)) != 7:
+            return self._query()
+        return RemoveDevice(self.pick(("d0", "nk") if self.world.features.netkit else ("d0",)))
+
+    # Operands
+
+    def rarely(self) -> bool:
+        return self.draw(st.integers(0, 15)) == 15
+
+    def mostly(self) -> bool:
+        return self.draw(st.integers(0, 3)) != 3
+
+    def hook(self) -> str:
+        return self.pick(self.stage)
+
+    def prog(self, hook: str, *, inside: bool = False) -> str:
+        """A program; with `inside` rather one of the list."""
+        if self.rarely():
+            return self.pick((*PROGRAMS, MAP, CLOSED, *self.world.objects.links))
+        present = sorted(set(self.world.view(hook).progs)) if inside else []
+        return self.pick(present if present and not self.rarely() else self.fitting(hook))
+
+    def fitting(self, hook: str) -> list[str]:
+        type = self.world.family(hook).prog_type
+        return [name for name, each in PROGRAMS.items() if each == type]
+
+    def link(self) -> str:
+        there = list(self.world.objects.links)
+        if there and not self.rarely():
+            return self.pick(there)
+        return self.pick((CLOSED, MAP, "a", *self.ever()))
+
+    def ever(self) -> list[str]:
+        """Links that are or were."""
+        return [f"l{number}" for number in range(1, self.links + 1)]
+
+    def place(self, hook: str, *, link: bool = False) -> tuple[int, str | None]:
+        """(flags, anchor)."""
+        cgroup = HOOKS[hook].family == "cgroup"
+        flags = self.pick(_PLACES)
+        if link and flags & BPF_F_REPLACE and not self.rarely():
+            flags &= ~BPF_F_REPLACE
+        anchor = None
+        if flags & (BPF_F_BEFORE | BPF_F_AFTER) or self.rarely():
+            naming = self.pick(_NAMINGS)
+            if cgroup and not self.rarely():  # what else is refused at once: MPROG-CGROUP-015
+                naming = (naming & ~BPF_F_LINK) | (BPF_F_LINK if link else 0)
+            flags |= naming
+            anchor = self.anchor(hook, flags)
+        if cgroup:
+            preorder = BPF_F_PREORDER if self.pick((False, False, False, True)) else 0
+            flags |= (0 if link else self.pick(_MODES)) | preorder
+        return flags | self.pick(_STRAY_BITS), anchor
+
+    def anchor(self, hook: str, flags: int) -> str | None:
+        """What the flags can name; the id of one kind is never sent as that of the other: they may be the same."""
+        objects = self.world.objects
+        if flags & BPF_F_LINK:
+            there = [name for name in objects.links if objects.links[name].hook == hook]
+            rest = [*self.ever(), CLOSED, None]
+            odd = [MAP, "a"]
+        else:
+            there = list(self.world.view(hook).progs)
+            rest = [*PROGRAMS, CLOSED, None]
+            odd = [MAP, *objects.links]
+        if there and self.mostly():
+            return self.pick(there)
+        return self.pick([*rest, *odd] if not flags & BPF_F_ID else rest)
+
+    def revision(self, hook: str) -> int:
+        if self.mostly():
+            return 0
+        shown = self.world.view(hook).revision
+        stored = self.world.entries[hook].revision if hook in self.world.entries else shown
+        return self.pick((stored, stored, shown, stored + 1, max(stored - 1, 0), 1, 1 << 40))

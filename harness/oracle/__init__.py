@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""Executable reference models: what the kernel must answer to any sequence of calls. Pure Python, no I/O.
+
+`mprog` and `cgroup_list` are the rules of one ordered list of programs, `families` how tcx, netkit and cgroups
+differ, `calls` the requests, `world` carries them out over programs, links and devices.
+"""

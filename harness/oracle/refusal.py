@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""How the models say no: an errno, and the behaviour of the spec by which it is that one."""
+
+from __future__ import annotations
+
+import errno as errno_numbers
+
+
+class Refused(Exception):
+    """A call fails with `errno` because of the behaviour `rule` ("MPROG-ATTACH-008")."""
+
+    def __init__(self, errno: int, rule: str) -> None:
+        super().__init__(f"{errno_numbers.errorcode[errno]} by {rule}")
+        self.errno = errno
+        self.rule = rule

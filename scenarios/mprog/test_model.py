@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""Random sequences of calls: the kernel answers each as the reference model of the spec does (harness/oracle)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.vmfixture import Vm
+
+EXAMPLES = Path(__file__).with_name("examples")
+DATABASE = ".kernrig/examples"
+
+
+@pytest.mark.vm(timeout=3600)
+def test_the_kernel_answers_random_sequences_as_the_model_does(vm: Vm, pytestconfig: pytest.Config) -> None:
+    """MPROG-LAW-001 to -007, -009: every return value, query, link info and what still exists; --kr-examples says
+    how many sequences, --kr-seed which. Those that once differed come first."""
+    # Here, as the guest collects this file, too, and has no hypothesis.
+    from harness.modelcheck.search import Stage, features_of, replay, search
+
+    features = features_of(vm)
+    if features is None:
+        pytest.skip("this kernel lacks tcx")
+    stage = Stage(vm, features)
+    replay(EXAMPLES, stage.play, features)
+    search(
+        stage.play,
+        features,
+        examples=vm.settings.examples,
+        seed=vm.settings.seed,
+        database=pytestconfig.rootpath / DATABASE,
+    )
+    print(stage.figures)
