@@ -162,6 +162,7 @@ def run_python(root: Path, code: str) -> str:
         text=True,
         timeout=120,
         stdin=subprocess.DEVNULL,
+        cwd=root,  # the repository's own metadata would make its pytest plugin load
         env={"PYTHONHOME": str(root / "usr"), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
     )
     assert done.returncode == 0, done.stderr
