@@ -18,6 +18,10 @@ from _pytest._code.code import (
 from harness.verdict import Outcome, Verdict
 
 
+CALL_FAILED = pytest.StashKey[bool]()
+"""Set on a host-side test whose call failed, for the tear-down of its machine."""
+
+
 def from_guest(
     item: pytest.Function, data: dict[str, Any], to_host: Callable[[str], str]
 ) -> pytest.TestReport:

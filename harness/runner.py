@@ -18,7 +18,7 @@ import pytest
 from harness.errors import KernrigError
 from harness.evidence import Evidence, new_run
 from harness.inifile import guest_options
-from harness.reports import conclude, excuse, from_guest
+from harness.reports import CALL_FAILED, conclude, excuse, from_guest
 from harness.rig import Rig
 from harness.scenario import Finished, Job, run
 from harness.settings import Settings
@@ -26,7 +26,6 @@ from harness.tree import GUEST_ROOT
 from harness.verdict import End, ExpectedSplat, MachineEnd, explain, judge
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
-from harness.vmfixture import CALL_FAILED
 
 VM_KEYWORDS = ("cpus", "memory", "append", "timeout")
 # pytest's options that change what a report says, and so have to be known where it is made.

@@ -17,6 +17,7 @@ import pytest
 from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
 from harness.evidence import Evidence
+from harness.reports import CALL_FAILED
 from harness.ssh import Completed
 from harness.verdict import (
     End,
@@ -184,9 +185,6 @@ def lend(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Vm]:
 def _failed(item: pytest.Item) -> bool:
     """Whether the test's call failed: the runner's hook notes that on the item."""
     return bool(item.stash.get(CALL_FAILED, False))
-
-
-CALL_FAILED = pytest.StashKey[bool]()
 
 
 def _judge(vm: Vm, item: pytest.Item) -> Verdict:
