@@ -17,7 +17,6 @@ from _pytest._code.code import (
 
 from harness.verdict import Outcome, Verdict
 
-
 CALL_FAILED = pytest.StashKey[bool]()
 """Set on a host-side test whose call failed, for the tear-down of its machine."""
 
