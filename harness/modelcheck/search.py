@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
-from hypothesis.database import DirectoryBasedExampleDatabase
 
+from harness.cache import digest
 from harness.deadline import DeadlineError
 from harness.modelcheck.comparison import Divergence, compare, request
 from harness.modelcheck.sequences import sequences
+from harness.modelcheck.shrinking import Play, shortest
 from harness.oracle.calls import Call
 from harness.oracle.families import Features
 from harness.oracle.listing import from_json, scenario
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from harness.vmfixture import Vm
 
 PLAYER = "harness.guest.mprog_player:play"
-PLAY_SECONDS = 30.0
-
-Play = Callable[[Sequence[Call]], Divergence | None]
+PLAY_SECONDS = 4.0
 
 
 @dataclass
@@ -89,23 +88,22 @@ def replay(folder: Path, play: Play, features: Features) -> None:
     for file in sorted(folder.glob("*.json")):
         calls = from_json(json.loads(file.read_text()))
         if found := play(calls):
-            raise AssertionError(_told(calls, found, features, f"the kept counterexample {file.name}"))
+            raise AssertionError(_told(calls, found, features, file))
 
 
-def search(play: Play, features: Features, *, examples: int, seed: int, database: Path) -> None:
-    """Play so many random sequences, those first that differed in an earlier run.
+def search(play: Play, features: Features, *, examples: int, seed: int, folder: Path) -> None:
+    """Play so many random sequences, and before them what an earlier search has left in the folder.
 
-    Raises AssertionError with the shortest sequence found on which kernel and model differ.
+    Raises AssertionError with the shortest sequence found on which kernel and model differ; it is then kept there.
     """
+    replay(folder, play, features)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=examples,
-        database=DirectoryBasedExampleDatabase(database),
+        database=None,
         deadline=None,
-        print_blob=False,
-        report_multiple_bugs=False,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
@@ -117,7 +115,8 @@ def search(play: Play, features: Features, *, examples: int, seed: int, database
     try:
         kernel_agrees_with_model()
     except _Found as end:
-        raise AssertionError(_told(end.calls, end.divergence, features, "a random sequence")) from None
+        calls, found = shortest(end.calls, end.divergence, play)
+        raise AssertionError(_told(calls, found, features, _keep(calls, folder))) from None
 
 
 class _Found(Exception):
@@ -127,10 +126,17 @@ class _Found(Exception):
         self.divergence = divergence
 
 
-def _told(calls: Sequence[Call], found: Divergence, features: Features, what: str) -> str:
-    kept = json.dumps([call.to_json() for call in calls])
+def _keep(calls: Sequence[Call], folder: Path) -> Path:
+    text = "[\n" + ",\n".join(json.dumps(call.to_json()) for call in calls) + "\n]\n"
+    file = folder / f"{digest(text)}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def _told(calls: Sequence[Call], found: Divergence, features: Features, file: Path) -> str:
     return (
-        f"kernel and model differ on {what} of {len(calls)} calls: {found}\n\n"
-        f"As a scenario that expects what the model does:\n\n{scenario(calls, features)}\n"
-        f"To keep it, as a file in the folder of examples:\n\n{kept}\n"
+        f"kernel and model differ on a sequence of {len(calls)} calls: {found}\n\n"
+        f"As a scenario that expects what the model says:\n\n{scenario(calls, features)}\n"
+        f"It is played first from now on: {file}\n"
     )

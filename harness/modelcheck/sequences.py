@@ -176,7 +176,8 @@ class _Drawer:
 
     def _qdisc(self) -> Call:
         device = self.pick(("d0", "d1"))
-        return self.pick((AddClsact, DeleteClsact))(device)
+        # What a delete without a qdisc returns depends on whether there ever was one, and is no matter of lists.
+        return DeleteClsact(device) if device in self.world.held else AddClsact(device)
 
     def _remove_device(self) -> Call:
         # Rarely: what follows on the device is ENODEV.

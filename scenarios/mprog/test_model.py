@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.vmfixture import Vm
 
 EXAMPLES = Path(__file__).with_name("examples")
-DATABASE = ".kernrig/examples"
+FOUND = ".kernrig/counterexamples"
 
 
 @pytest.mark.vm(timeout=3600)
@@ -32,6 +32,6 @@ def test_the_kernel_answers_random_sequences_as_the_model_does(vm: Vm, pytestcon
         features,
         examples=vm.settings.examples,
         seed=vm.settings.seed,
-        database=pytestconfig.rootpath / DATABASE,
+        folder=pytestconfig.rootpath / FOUND,
     )
     print(stage.figures)
