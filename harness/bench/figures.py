@@ -18,6 +18,7 @@ WORKERS = (1, 2, 8)
 SECONDS = "s"
 CPU_SECONDS = "CPU s"
 PER_MINUTE = "/min"
+PER_SECOND = "/s"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Figure:
 
     @property
     def more_is_better(self) -> bool:
-        return self.unit == PER_MINUTE
+        return self.unit in (PER_MINUTE, PER_SECOND)
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -56,6 +57,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure("start-n8", SECONDS, "the same with -n 8"),
     Figure("edit", SECONDS, "pytest after an edit of a scenario file: start to first verdict", 4.0),
     Figure("edit-n8", SECONDS, "the same with -n 8"),
+    Figure("model", PER_SECOND, "operations compared with the mprog model, one machine", 300.0),
+    Figure("model-no-expedite", PER_SECOND, "the same without rcu_expedited"),
 )
 BY_NAME: Mapping[str, Figure] = {figure.name: figure for figure in FIGURES}
 

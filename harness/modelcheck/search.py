@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, Phase
 from harness.cache import digest
 from harness.deadline import DeadlineError
 from harness.modelcheck.comparison import Divergence, compare, request
+from harness.modelcheck.listing import from_json, scenario
 from harness.modelcheck.sequences import sequences
 from harness.modelcheck.shrinking import Play, shortest
 from harness.oracle.calls import Call
 from harness.oracle.families import Features
-from harness.oracle.listing import from_json, scenario
+from harness.oracle.world import SPARE
 from harness.vm.machine import MachineLostError
 from harness.vmfixture import GuestError
 
@@ -33,16 +34,23 @@ PLAY_SECONDS = 4.0
 
 @dataclass
 class Figures:
-    """How much was compared: sequences, calls in them, seconds of all and seconds that the calls themselves took."""
+    """How much was compared: sequences, operations in them, seconds from the first to the last of them all, and
+    seconds that the operations themselves took in the guest."""
 
     sequences: int = 0
-    calls: int = 0
+    operations: int = 0
     seconds: float = 0.0
-    seconds_of_calls: float = 0.0
+    guest_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Operations per second, all included."""
+        return self.operations / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        per_second = self.calls / self.seconds if self.seconds else 0.0
-        return f"{self.sequences} sequences, {self.calls} calls, {per_second:.0f} calls/s"
+        inner = self.operations / self.guest_seconds if self.guest_seconds else 0.0
+        rates = f"{self.rate:.0f} a second ({inner:.0f} while a sequence is played)"
+        return f"{self.sequences} sequences, {self.operations} operations, {rates}"
 
 
 @dataclass
@@ -52,10 +60,11 @@ class Stage:
     vm: Vm
     features: Features
     figures: Figures = field(default_factory=Figures)
+    begin: float = 0.0
 
     def play(self, calls: Sequence[Call]) -> Divergence | None:
         """Play one sequence on a fresh stage of devices; where kernel and model differ, if they do."""
-        begin = time.monotonic()
+        self.begin = self.begin or time.monotonic()
         try:
             played: dict[str, Any] = self.vm.call(
                 PLAYER, **request(calls, self.features), seconds=PLAY_SECONDS
@@ -64,13 +73,15 @@ class Stage:
             self.vm.renew()
             return Divergence(None, "the sequence", "comes to an end", f"{type(error).__name__}: {error}")
         self.figures.sequences += 1
-        self.figures.calls += len(calls)
-        self.figures.seconds_of_calls += played["seconds"]
+        # Every call is followed by a query of its list; a Fill is as many calls as it loads programs.
+        spares = sum(name.startswith(SPARE) for name in played["ids"])
+        self.figures.operations += len(calls) + spares
+        self.figures.guest_seconds += played["seconds"]
         found = compare(calls, self.features, played)
         if self.vm.dirty:
             self.vm.renew()
             found = found or Divergence(None, "the sequence leaves in the guest", "nothing", "something")
-        self.figures.seconds += time.monotonic() - begin
+        self.figures.seconds = time.monotonic() - self.begin
         return found
 
 
@@ -85,6 +96,7 @@ def features_of(vm: Vm) -> Features | None:
 
 def replay(folder: Path, play: Play, features: Features) -> None:
     """Play the kept counterexamples, the files FOLDER/*.json. Raises AssertionError when one still is one."""
+    __tracebackhide__ = True
     for file in sorted(folder.glob("*.json")):
         calls = from_json(json.loads(file.read_text()))
         if found := play(calls):
@@ -96,6 +108,7 @@ def search(play: Play, features: Features, *, examples: int, seed: int, folder: 
 
     Raises AssertionError with the shortest sequence found on which kernel and model differ; it is then kept there.
     """
+    __tracebackhide__ = True
     replay(folder, play, features)
 
     @hypothesis.seed(seed)

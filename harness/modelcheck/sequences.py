@@ -84,13 +84,13 @@ _OPS = (
 
 @st.composite
 def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
-    """Up to MOST_CALLS calls for a kernel with these features."""
+    """One to MOST_CALLS calls for a kernel with these features."""
     stage = [hook for hook in draw(st.sampled_from(_STAGES)) if _has(features, hook)] or ["in"]
     drawer = _Drawer(draw, World(features), stage)
     calls: list[Call] = []
     if draw(st.integers(0, 11)) == 11:
         calls.append(drawer.fill())
-    while len(calls) < MOST_CALLS and draw(st.integers(0, MEAN_CALLS - 1)):
+    while not calls or (len(calls) < MOST_CALLS and draw(st.integers(0, MEAN_CALLS - 1))):
         calls.append(drawer.call())
     return tuple(calls)
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from harness.guest.bpf import tcx, uapi
-from harness.guest.bpf.asm import ld_map_value, ldxdw, lsh, or_, r1, r2, stxdw
+from harness.guest.bpf.asm import asm, exit_, ld_map_value, ldxdw, lsh, mov, or_, r0, r1, r2, stxdw
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
 from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import link_up, new_netkit
+from harness.guest.rtnl import link_up, new_netkit, new_veth
 from scenarios.conftest import LoadSchedCls
 
 
@@ -96,3 +97,43 @@ def netkit_pair() -> Iterator[Callable[..., VethPair]]:
             return VethPair(a, b, ns_a, ns_b)
 
         yield make
+
+
+# What a sequence of harness.modelcheck names: both ends of a pair in one namespace, two cgroups.
+
+LoadCgroupSkb = Callable[[], Prog]
+
+
+@pytest.fixture
+def ends(netns: NetNamespace) -> Iterator[tuple[Device, Device]]:
+    """Both ends of a veth pair, down, in the scenario's namespace."""
+    macs = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+    netns.rtnl.request(new_veth("d0", 101, macs[0], "d1", 102, macs[1], netns.fd))
+    yield Device("d0", 101, netns, macs[0]), Device("d1", 102, netns, macs[1])
+
+
+@pytest.fixture
+def netkit_ends(netns: NetNamespace) -> Iterator[tuple[Device, Device]]:
+    """Both ends of a netkit pair, down, in the scenario's namespace; the first is the primary."""
+    require("netkit")
+    netns.rtnl.request(new_netkit("nk", 103, "nk_peer", 104, netns.fd, policy=uapi.NETKIT_PASS))
+    yield Device("nk", 103, netns), Device("nk_peer", 104, netns)
+
+
+@pytest.fixture
+def groups() -> Iterator[tuple[Path, Path]]:
+    """A cgroup and one below it."""
+    above = Path("/sys/fs/cgroup/kernrig-above")
+    below = above / "below"
+    below.mkdir(parents=True)
+    yield above, below
+    below.rmdir()
+    above.rmdir()
+
+
+@pytest.fixture
+def cgroup_skb() -> Iterator[LoadCgroupSkb]:
+    """A factory of CGROUP_SKB programs that let everything pass; closed when the scenario ends."""
+    with ExitStack() as stack:
+        code = asm(mov(r0, 1), exit_())
+        yield lambda: stack.enter_context(Prog.load(code, uapi.BPF_PROG_TYPE_CGROUP_SKB))
