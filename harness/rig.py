@@ -155,7 +155,7 @@ class Rig:
     def new_machine(self, name: str, shape: Shape) -> Machine:
         """A machine of its own, by the chosen isolation; the caller closes it and minds the memory (`lease` does)."""
         if self.settings.isolation == "boot":
-            return Machine.boot(self.blueprint(name, shape), self.tree(name))[0]
+            return Machine.boot(self.blueprint(name, shape), self.tree(name), cache=self.cache)[0]
         return Machine.clone(self.template(name, shape))
 
     @contextmanager

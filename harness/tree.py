@@ -64,12 +64,12 @@ class Tree:
     def digest(self) -> str:
         """Changes whenever what the guest gets changes."""
         parts: list[str | bytes] = []
-        for name, data in self._contents.items():
+        for name, data in self.contents.items():
             parts += [name, data]
         return digest(*parts, repr((self.paths, self.options, sorted(self.environment.items()))))
 
     @cached_property
-    def _contents(self) -> dict[str, bytes]:
+    def contents(self) -> dict[str, bytes]:
         """All files, read once: an editor may be at work while a template is made."""
         contents = {}
         for name, file in sorted(self.files.items()):
@@ -86,11 +86,11 @@ class Tree:
         """How many test files there are."""
         return sum(Path(name).name.startswith("test_") and name.endswith(".py") for name in self.files)
 
-    def archive(self) -> bytes:
-        """A tar archive; the same tree gives the same bytes."""
+    def archive(self, bytecode: Mapping[str, bytes] | None = None) -> bytes:
+        """A tar archive; the same tree gives the same bytes. `bytecode` are compiled files to add."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name, data in self._contents.items():
+            for name, data in (self.contents | dict(bytecode or {})).items():
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mtime, entry.mode = len(data), _MTIME, 0o644
                 archive.addfile(entry, io.BytesIO(data))

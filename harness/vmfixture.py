@@ -155,7 +155,9 @@ class Vm:
         self.console_text += self.console.text()
         self._machine.close()
         self._machine = Machine.boot(
-            self._rig.blueprint(self._kernel, self._shape), self._rig.tree(self._kernel)
+            self._rig.blueprint(self._kernel, self._shape),
+            self._rig.tree(self._kernel),
+            cache=self._rig.cache,
         )[0]
 
 

@@ -27,6 +27,7 @@ from harness.vm.machine import Machine, MachineLostError
 if TYPE_CHECKING:
     import paramiko
 
+    from harness.cache import Cache
     from harness.settings import Settings
     from harness.tree import Tree
     from harness.vm.blueprint import Blueprint
@@ -54,16 +55,18 @@ def boot_attached(settings: Settings) -> None:
         settings.shape.memory, waiting=lambda: say("waiting for memory")
     )
     with memory, closing(boot.power_on(blueprint)) as process:
-        threading.Thread(target=_bring_up, args=(process, blueprint, tree), name="boot", daemon=True).start()
+        threading.Thread(
+            target=_bring_up, args=(process, blueprint, tree, rig.cache), name="boot", daemon=True
+        ).start()
         _connect(process)
 
 
-def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree) -> None:
+def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree, cache: Cache) -> None:
     """Do the host's part of the guest's start, then get a shell. A failure is only said: the console goes on."""
     try:
         private, public = keys.new_key()
         said = boot.greet(process, blueprint, public_key=public)
-        templates.load(process, tree)
+        templates.load(process, tree, cache=cache)
         with closing(_start_shell(Machine.adopt(process, blueprint, private, said))) as channel:
             channel.status_event.wait()
     except (TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:

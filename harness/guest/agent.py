@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Control(Protocol):
 
     def fileno(self) -> int: ...
     def receive(self) -> dict[str, Any]: ...
-    def send(self, **message: Any) -> None: ...
+    def send(self, raw: bytes = b"", **message: Any) -> None: ...
 
 
 class SshServer(Protocol):
@@ -109,13 +110,16 @@ class Agent:
                     self._accept()
 
 
-def main(control: Control, ssh: SshServer, load: dict[str, Any]) -> None:
-    """Collect the scenarios, warm up, then serve for ever."""
+def main(control: Control, ssh: SshServer, load: dict[str, Any], new_bytecode: Callable[[], bytes]) -> None:
+    """Collect the scenarios, warm up, then serve for ever. `new_bytecode` packs what was compiled for that."""
     os.environ.update(load["environment"])
     session = WarmSession(Path(load["root"]), load["paths"], load["options"])
     agent = Agent(control, ssh, session)
     warmup.warm_up()
+    sys.dont_write_bytecode = True
+    compiled = new_bytecode()
     agent.get_ready()
-    control.send(loaded=1, items=[item.nodeid for item in session.items], errors=session.errors)
+    items = [item.nodeid for item in session.items]
+    control.send(compiled, loaded=1, items=items, errors=session.errors)
     sys.stdout.flush()
     agent.serve()

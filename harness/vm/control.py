@@ -38,22 +38,32 @@ class ControlPort:
         except OSError as error:
             raise TemplateError(f"the machine has ended ({_end(self._process)}): {error}") from error
 
+    def receive_bytes(self, size: int, deadline: Deadline) -> bytes:
+        """The raw bytes behind a message."""
+        while len(self._rest) < size:
+            self._fill(deadline)
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
     def receive(self, deadline: Deadline) -> dict[str, Any]:
         """The next message. Raises DeadlineError, or TemplateError when the machine has ended."""
         while b"\n" not in self._rest:
-            self._socket.settimeout(deadline.check())
-            try:
-                data = self._socket.recv(65536)
-            except TimeoutError:
-                raise deadline.error() from None
-            except OSError:
-                data = b""
-            if not data:
-                raise TemplateError(f"the machine has ended ({_end(self._process)})")
-            self._rest += data
+            self._fill(deadline)
         line, self._rest = self._rest.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def _fill(self, deadline: Deadline) -> None:
+        self._socket.settimeout(deadline.check())
+        try:
+            data = self._socket.recv(65536)
+        except TimeoutError:
+            raise deadline.error() from None
+        except OSError:
+            data = b""
+        if not data:
+            raise TemplateError(f"the machine has ended ({_end(self._process)})")
+        self._rest += data
 
 
 def _end(process: QemuProcess) -> str:

@@ -22,6 +22,7 @@ from harness.vm.template import Template
 if TYPE_CHECKING:
     import paramiko
 
+    from harness.cache import Cache
     from harness.tree import Tree
 
 AGENT_SOCKET = "/run/kernrig/agent.sock"
@@ -91,12 +92,12 @@ class Machine:
         return before + self.process.console.text()
 
     @classmethod
-    def boot(cls, blueprint: Blueprint, tree: Tree) -> tuple[Self, dict[str, Any]]:
+    def boot(cls, blueprint: Blueprint, tree: Tree, *, cache: Cache) -> tuple[Self, dict[str, Any]]:
         """A machine booted from cold with the tree loaded, and what was collected. Nothing is frozen or kept."""
         private, public = keys.new_key()
         process, said = boot.cold_boot(blueprint, public_key=public)
         try:
-            loaded = templates.load(process, tree)
+            loaded = templates.load(process, tree, cache=cache)
         except BaseException:
             process.close()
             raise

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.bytecode import Bytecode
 from harness.cache import Cache, digest
 from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
@@ -135,7 +136,7 @@ def load_template(base: Template, tree: Tree, *, cache: Cache, say: Say) -> Temp
 
     def make(directory: Path) -> None:
         say(f"loading {tree.scenario_files} scenario files")
-        _make_load(base, tree, directory)
+        _make_load(base, tree, directory, cache)
 
     key = digest(base.directory.name, tree.digest)
     return Template(base.blueprint, _built(LOAD_KIND, key, make, cache, say))
@@ -162,19 +163,24 @@ def prune(cache: Cache, kind: str) -> None:
                 os.close(fd)
 
 
-def load(process: QemuProcess, tree: Tree) -> dict[str, Any]:
+def load(process: QemuProcess, tree: Tree, *, cache: Cache) -> dict[str, Any]:
     """Send the tree to a booted machine that is not loaded yet; returns what was collected."""
     deadline = Deadline.after(LOAD_SECONDS, "the scenarios to be loaded in the guest")
     control = ControlPort(process)
-    archive = tree.archive()
+    bytecode = Bytecode(cache)
+    archive = tree.archive(bytecode.of(tree.contents))
     control.send(**tree.request(), size=len(archive))
     control.send_bytes(archive, deadline)
     try:
-        return control.receive(deadline)
+        loaded = control.receive(deadline)
+        compiled = control.receive_bytes(loaded["size"], deadline)
     except (DeadlineError, TemplateError) as error:
         raise TemplateError(
             f"The scenario tree could not be loaded: {error}{console_tail(process)}"
         ) from error
+    if compiled:
+        bytecode.keep(compiled, tree.contents)
+    return loaded
 
 
 def wake_message(slow: float) -> dict[str, Any]:
@@ -259,13 +265,13 @@ def _make_boot(blueprint: Blueprint, directory: Path) -> None:
     (directory / "facts.json").write_text(json.dumps(facts))
 
 
-def _make_load(base: Template, tree: Tree, directory: Path) -> None:
+def _make_load(base: Template, tree: Tree, directory: Path, cache: Cache) -> None:
     copy_sparse(base.directory / "memory", directory / "memory")
     with ExitStack() as stack:
         state_fd = stack.enter_context(_state_file(directory))
         process = base.start(memory_file=directory / "memory", inherit=(state_fd,))
         stack.callback(process.close)
-        loaded = load(process, tree)
+        loaded = load(process, tree, cache=cache)
         _freeze(process, state_fd)
         console = (base.directory / "console").read_text() + process.console.text()
         (directory / "console").write_text(console)

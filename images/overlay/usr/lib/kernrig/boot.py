@@ -66,10 +66,22 @@ class Control:
         data, self._rest = data[:size], data[size:]
         return data
 
-    def send(self, **message):
-        data = json.dumps(message).encode() + b"\n"
+    def send(self, raw=b"", **message):
+        """One message, and the raw bytes behind it if there are any; it says how many."""
+        data = memoryview(json.dumps(message | {"size": len(raw)}).encode() + b"\n" + raw)
         while data:
-            data = data[os.write(self.fd, data) :]
+            data = data[os.write(self.fd, data[: 1 << 16]) :]
+
+
+def new_bytecode(tree, sent):
+    """A tar archive of what was compiled below `tree` and is not among the names that the host sent."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in sorted(tree.rglob("__pycache__/*.pyc")):
+            name = str(path.relative_to(tree))
+            if name not in sent:
+                archive.add(path, name)
+    return buffer.getvalue()
 
 
 class SshServer:
@@ -122,8 +134,11 @@ def import_what_scenarios_need():
     import threading  # noqa: F401
 
     import _pytest.python  # noqa: F401
-    import pyroute2  # noqa: F401
+    import pyroute2
     import pytest  # noqa: F401
+
+    with pyroute2.IPRoute() as rtnl:
+        rtnl.get_links()
 
 
 def main():
@@ -142,10 +157,12 @@ def main():
     load = control.receive()
     with tarfile.open(fileobj=io.BytesIO(control.receive_bytes(load["size"]))) as archive:
         archive.extractall(TREE, filter="fully_trusted")
+        sent = set(archive.getnames())
     sys.path.insert(0, str(TREE))
+    sys.dont_write_bytecode = False  # until the tree is loaded
     from harness.guest import agent
 
-    agent.main(control, ssh, load)
+    agent.main(control, ssh, load, lambda: new_bytecode(TREE, sent))
 
 
 if __name__ == "__main__":
