@@ -54,7 +54,7 @@ UNKNOWN_BIT = 1 << 20
 _STAGES = (
     *(("in", "out", "other"),) * 4,
     *(("primary", "peer", "in"),) * 2,
-    *(("group", "below"),) * 2,
+    *(("group", "below"),) * 3,
     tuple(HOOKS),
 )
 _ANYWHERE = tuple(HOOKS)
@@ -64,9 +64,23 @@ _PLACES = (
     *(BPF_F_REPLACE, BPF_F_REPLACE, BPF_F_REPLACE | BPF_F_BEFORE, BPF_F_REPLACE | BPF_F_AFTER),
     *(BPF_F_BEFORE | BPF_F_AFTER, BPF_F_REPLACE | BPF_F_BEFORE | BPF_F_AFTER),
 )
+_CGROUP_PLACES = (
+    *(
+        0,
+        0,
+        BPF_F_BEFORE,
+        BPF_F_AFTER,
+        BPF_F_BEFORE,
+        BPF_F_AFTER,
+        BPF_F_REPLACE,
+        BPF_F_REPLACE,
+        BPF_F_REPLACE,
+    ),
+    *(BPF_F_BEFORE | BPF_F_AFTER, BPF_F_REPLACE | BPF_F_BEFORE),
+)
 _NAMINGS = (0, 0, BPF_F_ID, BPF_F_LINK, BPF_F_LINK | BPF_F_ID)
-_MODES = (*(BPF_F_ALLOW_MULTI,) * 12, 0, BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI)
-_STRAY_BITS = (*(0,) * 20, UNKNOWN_BIT, BPF_F_ALLOW_MULTI, BPF_F_PREORDER)
+_MODES = (*(BPF_F_ALLOW_MULTI,) * 40, 0, BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI)
+_STRAY_BITS = (*(0,) * 40, UNKNOWN_BIT, BPF_F_ALLOW_MULTI, BPF_F_PREORDER)
 
 _OPS = (
     *("attach",) * 14,
@@ -79,6 +93,7 @@ _OPS = (
     *("qdisc",) * 2,
     "remove_device",
 )
+_OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "link")
 
 
 @st.composite
@@ -87,7 +102,7 @@ def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
     stage = [hook for hook in draw(st.sampled_from(_STAGES)) if _has(features, hook)] or ["in"]
     drawer = _Drawer(draw, World(features), stage)
     calls: list[Call] = []
-    if draw(st.integers(0, 11)) == 11:
+    if draw(st.integers(0, 5)) == 5:
         calls.append(drawer.fill())
     calls += [drawer.call() for _ in range(draw(st.integers(1, MOST_CALLS)))]
     return tuple(calls)
@@ -105,19 +120,23 @@ class _Drawer:
     world: World
     stage: Sequence[str]
     links: int = 0
+    # A list that was just filled, and how many calls are about it, before it is too short again.
+    full: str = ""
+    about_full: int = 0
 
     def pick(self, choices: Sequence[T]) -> T:
         return self.draw(st.sampled_from(choices))
 
     def call(self) -> Call:
-        call: Call = getattr(self, f"_{self.pick(_OPS)}")()
+        call: Call = getattr(self, f"_{self.pick(_OPS_AT_A_FULL_LIST if self.about_full else _OPS)}")()
         self.world.do(call)
         return call
 
     def fill(self) -> Fill:
         hook = self.pick(self.stage)
         capacity = cgroup_list.CAPACITY if HOOKS[hook].family == "cgroup" else mprog.CAPACITY
-        call = Fill(hook, self.pick((capacity, capacity - 1)))
+        call = Fill(hook, self.pick((capacity, capacity, capacity - 1)))
+        self.full, self.about_full = hook, 10
         self.world.do(call)
         return call
 
@@ -129,7 +148,10 @@ class _Drawer:
         replace = None
         if flags & BPF_F_REPLACE or self.rarely():
             replace = self.prog(hook, inside=True)
-        return Attach(hook, self.prog(hook), flags, anchor, replace, self.revision(hook))
+        # A program in its own place: EEXIST for tcx, no error for a cgroup (MPROG-CGROUP-011).
+        itself = not self.mostly() if HOOKS[hook].family == "cgroup" else self.rarely()
+        prog = replace if replace and itself else self.prog(hook)
+        return Attach(hook, prog, flags, anchor, replace, self.revision(hook))
 
     def _link(self) -> LinkCreate:
         hook = self.hook()
@@ -192,6 +214,9 @@ class _Drawer:
         return self.draw(st.integers(0, 3)) != 3
 
     def hook(self) -> str:
+        if self.about_full:
+            self.about_full -= 1
+            return self.full
         return self.pick(self.stage)
 
     def prog(self, hook: str, *, inside: bool = False) -> str:
@@ -218,7 +243,7 @@ class _Drawer:
     def place(self, hook: str, *, link: bool = False) -> tuple[int, str | None]:
         """(flags, anchor)."""
         cgroup = HOOKS[hook].family == "cgroup"
-        flags = self.pick(_PLACES)
+        flags = self.pick(_CGROUP_PLACES if cgroup else _PLACES)
         if link and flags & BPF_F_REPLACE and not self.rarely():
             flags &= ~BPF_F_REPLACE
         anchor = None
@@ -238,7 +263,7 @@ class _Drawer:
         objects = self.world.objects
         if flags & BPF_F_LINK:
             there = [name for name in objects.links if objects.links[name].hook == hook]
-            rest = [*self.ever(), CLOSED, None]
+            rest = [*objects.links, *objects.links, *self.ever(), CLOSED, None]
             odd = [MAP, "a"]
         else:
             there = list(self.world.view(hook).progs)

@@ -106,3 +106,11 @@ def test_each_option_has_its_three_names() -> None:
         "KERNRIG_ISOLATION",
     )
     assert all(option.default in option.choices for option in OPTIONS if option.choices)
+
+
+@pytest.mark.parametrize(("name", "text"), [("examples", "0"), ("examples", "many"), ("seed", "-1")])
+def test_how_many_examples_and_from_which_seed_are_whole_numbers(name: str, text: str) -> None:
+    with pytest.raises(KernrigError, match=f"--kr-{name}"):
+        settings({name: text})
+    made = settings({"examples": "7", "seed": "3"})
+    assert (made.examples, made.seed) == (7, 3)
