@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.bench.figures import CPU_SECONDS, PER_MINUTE, Figure, Report, Summary
+from harness.bench.figures import CPU_SECONDS, PER_MINUTE, PER_SECOND, Figure, Report, Summary
 
 _ALIGN_LEFT = 2
 # Two single values never overlap, and mean nothing.
@@ -12,8 +12,8 @@ _FEWEST_VALUES = 3
 
 def show(value: float, unit: str) -> str:
     """A value with its unit, in three digits or so."""
-    if unit == PER_MINUTE:
-        return f"{value:.0f}/min"
+    if unit in (PER_MINUTE, PER_SECOND):
+        return f"{value:.0f}{unit}"
     if unit == CPU_SECONDS:
         return f"{value:.3f} s"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
