@@ -80,6 +80,7 @@ _IMPORTS = {
     "from harness.guest.bpf.attrs import LinkDetach": r"\bLinkDetach\(",
     "from harness.guest.bpf.attrs import LinkUpdate": r"\bLinkUpdate\(",
     "from harness.guest.bpf.map import Map": r"\bMap\.",
+    "from harness.guest.bpf.prog import Prog": r"\bProg\b",
     "from harness.guest.bpf.syscall import bpf": r"\bbpf\(",
     "from harness.guest.bpf.syscall import refused": r"\brefused\(",
     "from harness.guest.net import Device": r"\bDevice\b",
@@ -89,6 +90,9 @@ _IMPORTS = {
     "from scenarios.mprog.conftest import LoadCgroupSkb": r"\bLoadCgroupSkb\b",
     "from scenarios.mprog.conftest import ids": r"\bids\(",
 }
+# Longer lists are told by their length.
+_MANY = 8
+_SPARE = re.compile(r"\bspare(\d+)\b")
 # What nothing has: a descriptor, an id, a device.
 _NOT_OPEN, _NO_ID, _NO_DEVICE = "8191", "0x7FFFFFFF", "199"
 _DEFAULTS = {"tcx": "BPF_TCX_INGRESS", "netkit": "BPF_NETKIT_PRIMARY", "cgroup": "BPF_CGROUP_INET_EGRESS"}
@@ -126,7 +130,9 @@ class _Text:
                 set_up.append(f"{', '.join(names)} = {', '.join([f'{type}()'] * len(names))}")
         if MAP in self._words:
             set_up.append(f"{MAP} = Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 4, 1)")
-        body = [line for call in self._calls for line in self._call(call)]
+        if self._spare_types:
+            set_up.append("spare: list[Prog] = []")
+        body = [_SPARE.sub(r"spare[\1]", line) for call in self._calls for line in self._call(call)]
         head = f"def test_as_the_model_says({', '.join(fixtures)}) -> None:"
         return [head, *(f"    {line}" for line in (*set_up, *body))]
 
@@ -139,7 +145,8 @@ class _Text:
         if outcome.errno:
             with_link = isinstance(call, LinkCreate)
             expected = f"with refused(errno.{errno_numbers.errorcode[outcome.errno]}):  # {outcome.rule}"
-            return [expected, "    " + (line.partition(" = ")[2] if with_link else line)]
+            line = line.partition(" = ")[2] if with_link else line
+            return [expected, *(f"    {part}" for part in line.splitlines())]
         if isinstance(call, Query) and outcome.view:
             progs = ", ".join(outcome.view.progs)
             return [
@@ -148,13 +155,12 @@ class _Text:
             ]
         seen = self._world.do(Query(hook)).view if hook else None
         if hook is None or seen is None:
-            return [line]
-        names = [name for name in seen.progs if name in PROGRAMS]
+            return line.splitlines()
         query = f"seen = {HOOKS[hook].family}.query({self._at(hook)})"
         shown = f"(seen.revision, seen.count) == ({seen.revision}, {seen.count})"
-        if len(names) == seen.count:
-            shown = f"(seen.revision, seen.prog_ids) == ({seen.revision}, ids({', '.join(names)}))"
-        return [line, query, f"assert {shown}"]
+        if seen.count <= _MANY:
+            shown = f"(seen.revision, seen.prog_ids) == ({seen.revision}, ids({', '.join(seen.progs)}))"
+        return [*line.splitlines(), query, f"assert {shown}"]
 
     def _line(self, call: Call) -> str:
         match call:
@@ -188,8 +194,12 @@ class _Text:
                 prog, flags = ("cgroup_skb()", ", flags=BPF_F_ALLOW_MULTI") if cgroup else ("sched_cls()", "")
                 family, at = HOOKS[call.hook].family, self._at(call.hook)
                 target, _, rest = at.partition(", ")
-                each = f"{family}.attach({target}, {prog}{', ' + rest if rest else ''}{flags})"
-                return f"while {family}.query({at}).count < {call.size}: {each}"
+                words = ", ".join([target, "spare[-1]", *([rest] if rest else [])])
+                return (
+                    f"while {family}.query({at}).count < {call.size}:\n"
+                    f"    spare.append({prog})\n"
+                    f"    {family}.attach({words}{flags})"
+                )
         raise TypeError(f"no text for {call}")
 
     def _verb(self, verb: str, call: Attach | Detach | LinkCreate, prog: str | None, more: list[str]) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 
 from harness.modelcheck.comparison import Divergence
-from harness.oracle.calls import Call
+from harness.oracle.calls import Call, Fill
+from harness.oracle.world import SPARE
 
 Play = Callable[[Sequence[Call]], Divergence | None]
 SECONDS = 60.0
+FIRST_SPARE = f"{SPARE}0"
 
 
 def shortest(
@@ -56,11 +58,16 @@ def _simpler(calls: tuple[Call, ...]) -> Iterator[tuple[Call, ...]]:
 
 
 def _plainer(call: Call) -> Iterator[Call]:
-    """The call with one operand at its default, or without one flag."""
+    """The call with one operand at its default, or without one flag; a list filled with less."""
+    if isinstance(call, Fill) and call.size > 1:
+        yield replace(call, size=call.size // 2)
+        yield replace(call, size=call.size - 1)
     for each in fields(call):
         value = getattr(call, each.name)
         if value == each.default or each.name in ("op", "hook", "count", "size"):
             continue
+        if isinstance(value, str) and value.startswith(SPARE) and value != FIRST_SPARE:
+            yield replace(call, **{each.name: FIRST_SPARE})
         if each.name == "flags":
             bits = [1 << bit for bit in range(32) if value >> bit & 1]
             for bit in bits:
