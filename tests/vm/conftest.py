@@ -13,6 +13,9 @@ import pytest
 from filelock import FileLock
 
 from harness.cache import Cache
+from harness.rig import Rig
+from harness.settings import Settings
+from harness.vm.shape import Shape
 from tests.vm.project import Project, Ran, copy_tree
 
 # These are scenarios for the runs inside the tests, not tests of this run.
@@ -52,8 +55,15 @@ def empty_project(tmp_path: Path) -> Project:
     return project
 
 
+@pytest.fixture(scope="session")
+def _kernel_and_image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """On a fresh machine the user's cache is empty when the first test wants its links."""
+    rig = Rig(Settings(), tmp_path_factory.mktemp("rig"), say=print)
+    rig.blueprint("debian", Shape())
+
+
 @pytest.fixture
-def private_cache(tmp_path: Path) -> Iterator[Path]:
+def private_cache(tmp_path: Path, _kernel_and_image: None) -> Iterator[Path]:
     """A cache in which everything is there but templates. What is in it is the user's own, by links."""
     root, shared = tmp_path / "cache", Cache.default().root
     for entry in Cache(shared).entries():

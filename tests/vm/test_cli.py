@@ -272,7 +272,8 @@ class TestShell:
 
     def test_keys_go_to_the_guest(self, here: Path) -> None:
         with terminal(here, "shell") as child:
-            child.sendline("echo asleep-$((6 * 7)); sleep 1000")
+            # The echo comes from the process that is to be interrupted, which is in the foreground by then.
+            child.sendline("sh -c 'echo asleep-$((6 * 7)); exec sleep 1000'")
             child.expect_exact("asleep-42")
             child.sendcontrol("c")
             child.expect_exact("~ # ")
@@ -322,7 +323,8 @@ class TestConsole:
 
     def test_it_has_job_control(self, here: Path) -> None:
         with terminal(here, "shell", "--console") as child:
-            child.sendline("echo asleep-$((6 * 7)); sleep 1000")
+            # The echo comes from the process that is to be interrupted, which is in the foreground by then.
+            child.sendline("sh -c 'echo asleep-$((6 * 7)); exec sleep 1000'")
             child.expect_exact("asleep-42")
             child.sendcontrol("c")
             child.expect_exact("~ # ")
