@@ -96,10 +96,12 @@ class Cache:
                 self._discard(kind, key)
             return self._make(kind, key, make)
 
-    def entries(self) -> list[Entry]:
-        """All finished entries, by kind and key; the kind `state` holds what is updated in place."""
+    def entries(self, only: str | None = None) -> list[Entry]:
+        """All finished entries (of one kind), by kind and key; the kind `state` holds what is updated in place."""
         found = []
         for kind in _visible(self.root):
+            if only is not None and kind.name != only:
+                continue
             for path in _visible(kind):
                 with contextlib.suppress(FileNotFoundError):
                     found.append(Entry(kind.name, path.name, _disk_usage(path), path.stat().st_mtime, path))

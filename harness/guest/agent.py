@@ -61,6 +61,7 @@ class Agent:
         pages shared again."""
         gc.collect()
         gc.freeze()
+        gc.enable()
         State.baseline = State.take()
         standby = Standby(self._session, Fingerprint())
         self._jobs[standby.pid] = standby
@@ -112,6 +113,7 @@ class Agent:
 
 def main(control: Control, ssh: SshServer, load: dict[str, Any], new_bytecode: Callable[[], bytes]) -> None:
     """Collect the scenarios, warm up, then serve for ever. `new_bytecode` packs what was compiled for that."""
+    gc.disable()  # nothing but growth until everything is collected; see get_ready
     os.environ.update(load["environment"])
     session = WarmSession(Path(load["root"]), load["paths"], load["options"])
     agent = Agent(control, ssh, session)

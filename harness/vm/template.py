@@ -152,7 +152,7 @@ def _built(kind: str, key: str, make: Callable[[Path], None], cache: Cache, say:
 
 def prune(cache: Cache, kind: str) -> None:
     """Every edit of a scenario leaves a template behind, some 250 MB: keep the latest, and those in use."""
-    templates = sorted((entry for entry in cache.entries() if entry.kind == kind), key=lambda e: -e.mtime)
+    templates = sorted(cache.entries(kind), key=lambda entry: -entry.mtime)
     for entry in templates[KEPT_TEMPLATES:]:
         with suppress(OSError, KernrigError):
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
