@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import KernrigError
+from harness.guest.session import MARKERS
 from harness.settings import OPTIONS, Option, Settings
 
 KERNEL_ARGUMENT = "kr_kernel"
-
-MARKERS = (
-    "vm(cpus=, memory=, append=, timeout=): the shape of the scenario's machine, and its deadline in seconds",
-    "expect_splat(regex, *, reason): the kernel is to complain like this, and why that is right",
-    "known_issue(finding, *, reason): the kernel is known to misbehave; see FINDINGS.md",
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -95,7 +95,7 @@ class Job:
 
     def describe(self) -> dict[str, Any]:
         """Where the child's threads are, in Python and in the kernel, for a scenario that does not end."""
-        os.kill(self.pid, signal.SIGUSR2)  # faulthandler writes to the memory file, see _child
+        os.kill(self.pid, signal.SIGUSR2)  # faulthandler writes to the memory file, see become_child
         python = self._python_stacks()
         tasks = []
         for task in sorted(Path(f"/proc/{self.pid}/task").iterdir(), key=lambda path: int(path.name)):

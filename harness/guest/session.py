@@ -18,10 +18,10 @@ REHEARSAL = "harness/guest/rehearsal.py::test_rehearsal"
 Send = Callable[[dict[str, Any]], None]
 
 _NOT_HERE = ("cacheprovider", "pastebin", "faulthandler", "stepwise", "debugging")
-_MARKERS = (
-    "vm(cpus=, memory=, append=): the shape of the machine",
-    "expect_splat(regex, reason=): the kernel is to complain like this",
-    "known_issue(finding, reason=): the kernel is known to misbehave",
+MARKERS = (
+    "vm(cpus=, memory=, append=, timeout=): the shape of the scenario's machine, and its deadline in seconds",
+    "expect_splat(regex, *, reason): the kernel is to complain like this, and why that is right",
+    "known_issue(finding, *, reason): the kernel is known to misbehave; see FINDINGS.md",
 )
 
 
@@ -84,7 +84,7 @@ class WarmSession:
         words = [word for name in _NOT_HERE for word in ("-p", f"no:{name}")]
         words += ["-c", os.devnull, f"--rootdir={root}", "--continue-on-collection-errors", "-q"]
         self.config = _prepareconfig([*words, *options, *paths, REHEARSAL], [collector := _Collector()])
-        for line in _MARKERS:
+        for line in MARKERS:
             self.config.addinivalue_line("markers", line)
         self.config._do_configure()
         # What it would print belongs to the host; its options (verbosity, traceback style) are needed here.
