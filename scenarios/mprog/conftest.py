@@ -12,6 +12,7 @@ import pytest
 
 from harness.guest.bpf import tcx, uapi
 from harness.guest.bpf.asm import asm, exit_, ld_map_value, ldxdw, lsh, mov, or_, r0, r1, r2, stxdw
+from harness.guest.bpf.cgroup import Cgroup
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import require
@@ -23,8 +24,9 @@ from scenarios.conftest import LoadSchedCls
 
 
 @pytest.fixture(autouse=True)
-def _needs_tcx() -> None:
-    require("tcx")
+def _needs_tcx(request: pytest.FixtureRequest) -> None:
+    if not request.path.name.startswith("test_cgroup"):
+        require("tcx")
 
 
 def ids(*progs: Prog) -> list[int]:
@@ -129,6 +131,13 @@ def groups() -> Iterator[tuple[Path, Path]]:
     yield above, below
     below.rmdir()
     above.rmdir()
+
+
+@pytest.fixture
+def group() -> Iterator[Cgroup]:
+    """A cgroup with nothing attached and no process; it goes with those that are made below it."""
+    with Cgroup.create("kernrig") as made:
+        yield made
 
 
 @pytest.fixture
