@@ -21,6 +21,7 @@ from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
 from harness.guest.rtnl import link_up, new_netkit, new_veth
 from scenarios.conftest import LoadSchedCls
+from scenarios.mprog.requests import Bench, laid_out
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,15 @@ def entry(dev: Device, sched_cls: LoadSchedCls) -> Iterator[Entry]:
     with tcx.link(dev, b) as link:
         tcx.attach(dev, c)
         yield Entry(dev, a, b, c, link)
+
+
+@pytest.fixture(params=[uapi.BPF_TCX_INGRESS, uapi.BPF_TCX_EGRESS], ids=["ingress", "egress"])
+def bench(
+    request: pytest.FixtureRequest, veth: VethPair, sched_cls: LoadSchedCls, groups: tuple[Path, Path]
+) -> Iterator[Bench]:
+    """The list `A B* C` of one direction, with all that a table of requests may name."""
+    with laid_out(veth, request.param, sched_cls, groups[0]) as bench:
+        yield bench
 
 
 class Journal:

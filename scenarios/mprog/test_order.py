@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
@@ -12,17 +11,13 @@ from harness.guest.bpf import tcx
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import (
     BPF_F_AFTER,
-    BPF_F_ALLOW_MULTI,
     BPF_F_BEFORE,
     BPF_F_ID,
-    BPF_F_LINK,
-    BPF_F_REPLACE,
 )
-from harness.guest.net import Device, VethPair
+from harness.guest.net import Device
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import Entry, ids
-
-CAPACITY = 63
+from scenarios.mprog.requests import Bench
 
 
 def test_without_an_anchor_before_means_first_and_after_means_last(
@@ -70,87 +65,97 @@ def test_replace_takes_over_the_slot_and_the_reference(entry: Entry, sched_cls: 
     assert tcx.query(entry.dev).prog_ids == ids(e, entry.b, entry.c)
 
 
-def test_a_full_list_refuses_one_more_but_not_a_replacement(dev: Device, sched_cls: LoadSchedCls) -> None:
-    """MPROG-ABI-005, MPROG-ATTACH-012, -031, MPROG-QUIRK-003: its last program must be named to go."""
-    progs = [sched_cls() for _ in range(CAPACITY)]
-    extra = sched_cls()
-    for prog in progs:
-        tcx.attach(dev, prog)
-    with refused(errno.ERANGE):
-        tcx.attach(dev, extra, flags=BPF_F_BEFORE)
-    tcx.attach(dev, extra, replace=progs[31])
-    progs[31] = extra
-    assert tcx.query(dev).prog_ids == ids(*progs)
-    with refused(errno.ERANGE):
+def test_an_attached_program_lands_at_the_named_place(bench: Bench) -> None:
+    """MPROG-ATTACH-008 to -011, -013 to -027, MPROG-VEC-001 to -022, -037, -038."""
+    bench.check("""
+        attach D | 0                 | -   | - | A B* C D
+        attach D | BEFORE            | -   | - | D A B* C
+        attach D | AFTER             | -   | - | A B* C D
+        attach D | BEFORE            | A   | - | D A B* C
+        attach D | BEFORE            | B   | - | A D B* C
+        attach D | BEFORE            | C   | - | A B* D C
+        attach D | AFTER             | A   | - | A D B* C
+        attach D | AFTER             | B   | - | A B* D C
+        attach D | AFTER             | C   | - | A B* C D
+        attach D | BEFORE ID         | C   | - | A B* D C
+        attach D | BEFORE LINK       | b   | - | A D B* C
+        attach D | AFTER LINK        | b   | - | A B* D C
+        attach D | BEFORE ID LINK    | b   | - | A D B* C
+        attach D | AFTER ID LINK     | b   | - | A B* D C
+        attach D | BEFORE            | X   | - | ENOENT
+        attach D | AFTER             | X   | - | ENOENT
+        attach D | BEFORE            | D   | - | ENOENT
+        attach D | BEFORE AFTER      | -   | - | ERANGE
+        attach D | BEFORE AFTER      | A   | - | ERANGE
+        attach D | BEFORE AFTER LINK | b   | - | ERANGE
+        attach D | BEFORE AFTER      | X   | - | ENOENT
+        attach D | 0                 | A   | - | EINVAL
+        attach D | ID                | A   | - | EINVAL
+        attach D | LINK              | b   | - | EINVAL
+        attach D | ID LINK           | b   | - | EINVAL
+        attach A | 0                 | -   | - | EEXIST
+        attach B | 0                 | -   | - | EEXIST
+        attach C | BEFORE            | A   | - | EEXIST
+    """)
+
+
+def test_an_empty_list_knows_first_and_last_but_not_both(dev: Device, sched_cls: LoadSchedCls) -> None:
+    """MPROG-ATTACH-019 to -021, -024, -025: and no neighbour; what was refused leaves no list behind."""
+    prog, stranger = sched_cls(), sched_cls()
+    for number, flags, anchor in (
+        (errno.ERANGE, BPF_F_BEFORE | BPF_F_AFTER, None),
+        (errno.ENOENT, BPF_F_BEFORE | BPF_F_AFTER, stranger),
+        (errno.ENOENT, BPF_F_BEFORE, stranger),
+        (errno.EINVAL, 0, stranger),
+    ):
+        with refused(number):
+            tcx.attach(dev, prog, flags=flags, relative=anchor)
+    # A list that was there and empty would say ESTALE.
+    with refused(errno.ENOENT):
+        tcx.detach(dev, prog, expected_revision=77)
+    for flags in (0, BPF_F_BEFORE, BPF_F_AFTER):
+        tcx.attach(dev, prog, flags=flags)
+        assert tcx.query(dev).prog_ids == ids(prog)
         tcx.detach(dev)
-    tcx.detach(dev, progs.pop())
-    tcx.detach(dev)
-    assert tcx.query(dev).prog_ids == ids(*progs[:-1])
 
 
-def test_detach_takes_the_neighbour_of_the_anchor(entry: Entry) -> None:
-    """MPROG-DETACH-020, -023, -024, MPROG-QUIRK-005: and the anchor itself where it has no neighbour."""
-    tcx.detach(entry.dev, flags=BPF_F_AFTER, relative=entry.b)
-    assert tcx.query(entry.dev).prog_ids == ids(entry.a, entry.b)
-    tcx.detach(entry.dev, flags=BPF_F_BEFORE, relative=entry.a)
-    assert tcx.query(entry.dev).prog_ids == ids(entry.b)
-
-
-Request = Callable[[Entry, LoadSchedCls], None]
-
-# MPROG-ATTACH-003 to -027, -033 to -038, MPROG-ANCHOR-003, -004, MPROG-DETACH-006 to -017
-REFUSALS: dict[str, tuple[int, Request]] = {
-    "a program that is there": (errno.EEXIST, lambda e, _: tcx.attach(e.dev, e.a)),
-    "a program that a link owns": (errno.EEXIST, lambda e, _: tcx.attach(e.dev, e.b)),
-    "A in place of A": (errno.EEXIST, lambda e, _: tcx.attach(e.dev, e.a, replace=e.a)),
-    "before and after": (errno.ERANGE, lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_BEFORE | BPF_F_AFTER)),
-    "before a stranger": (
-        errno.ENOENT,
-        lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_BEFORE, relative=n()),
-    ),
-    "an unknown id": (errno.ENOENT, lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_AFTER | BPF_F_ID)),
-    "link number 0": (errno.EINVAL, lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_AFTER | BPF_F_LINK)),
-    "an anchor without a side": (errno.EINVAL, lambda e, n: tcx.attach(e.dev, n(), relative=e.a)),
-    "a closed anchor": (
-        errno.EBADF,
-        lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_AFTER, relative_fd=1000),
-    ),
-    "replacing a stranger": (errno.ENOENT, lambda e, n: tcx.attach(e.dev, n(), replace=n())),
-    "replacing what a link owns": (errno.EBUSY, lambda e, n: tcx.attach(e.dev, n(), replace=e.b)),
-    "replacing elsewhere": (
-        errno.ERANGE,
-        lambda e, n: tcx.attach(e.dev, n(), replace=e.a, flags=BPF_F_BEFORE, relative=e.c),
-    ),
-    "a flag of cgroups": (errno.EINVAL, lambda e, n: tcx.attach(e.dev, n(), flags=BPF_F_ALLOW_MULTI)),
-    "a stale revision": (errno.ESTALE, lambda e, n: tcx.attach(e.dev, n(), expected_revision=3)),
-    "detaching a stranger": (errno.ENOENT, lambda e, n: tcx.detach(e.dev, n())),
-    "detaching what a link owns": (errno.EBUSY, lambda e, _: tcx.detach(e.dev, e.b)),
-    "detaching what follows A": (
-        errno.EBUSY,
-        lambda e, _: tcx.detach(e.dev, flags=BPF_F_AFTER, relative=e.a),
-    ),
-    "detaching with replace": (errno.EINVAL, lambda e, _: tcx.detach(e.dev, e.a, flags=BPF_F_REPLACE)),
-    "detaching with a stale revision": (
-        errno.ESTALE,
-        lambda e, _: tcx.detach(e.dev, e.a, expected_revision=5),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_a_refused_request_changes_nothing(entry: Entry, sched_cls: LoadSchedCls, case: str) -> None:
-    """MPROG-LAW-007: neither list nor revision nor the link."""
-    number, request = REFUSALS[case]
-    before = tcx.query(entry.dev), entry.link.info()
-    with refused(number):
-        request(entry, sched_cls)
-    assert (tcx.query(entry.dev), entry.link.info()) == before
-
-
-def test_a_link_of_another_device_is_no_anchor(entry: Entry, veth: VethPair, sched_cls: LoadSchedCls) -> None:
-    """MPROG-ANCHOR-010: although the same program is in this entry too."""
-    with veth.ns_a.entered():
-        elsewhere = tcx.link(veth.a, entry.a)
-    with elsewhere, refused(errno.ENOENT):
-        tcx.attach(entry.dev, sched_cls(), flags=BPF_F_BEFORE, relative=elsewhere)
-    assert tcx.query(entry.dev).prog_ids == ids(entry.a, entry.b, entry.c)
+def test_replace_takes_the_slot_if_the_named_place_agrees(bench: Bench) -> None:
+    """MPROG-ATTACH-006, -008, -010, -011, -014, -016, -030, -032 to -036, -038, MPROG-VEC-023 to -036, -039, -040."""
+    bench.check("""
+        attach D | REPLACE              | -    | A    | D B* C
+        attach D | REPLACE              | -    | C    | A B* D
+        attach D | REPLACE              | -    | B    | EBUSY
+        attach D | REPLACE              | -    | X    | ENOENT
+        attach D | REPLACE              | -    | D    | ENOENT
+        attach D | REPLACE              | -    | F    | EINVAL
+        attach D | REPLACE              | -    | map  | EINVAL
+        attach D | REPLACE              | -    | b    | EINVAL
+        attach D | REPLACE              | -    | shut | EBADF
+        attach D | 0                    | -    | shut | A B* C D
+        attach D | REPLACE              | C    | A    | D B* C
+        attach D | REPLACE              | X    | A    | D B* C
+        attach D | REPLACE              | shut | A    | EBADF
+        attach D | REPLACE ID           | C    | A    | D B* C
+        attach D | REPLACE LINK         | x    | A    | D B* C
+        attach D | REPLACE BEFORE       | -    | A    | ERANGE
+        attach D | REPLACE BEFORE       | -    | C    | ERANGE
+        attach D | REPLACE AFTER        | -    | A    | ERANGE
+        attach D | REPLACE AFTER        | -    | C    | ERANGE
+        attach D | REPLACE BEFORE       | B    | A    | D B* C
+        attach D | REPLACE BEFORE LINK  | b    | A    | D B* C
+        attach D | REPLACE BEFORE       | C    | A    | ERANGE
+        attach D | REPLACE AFTER        | B    | C    | A B* D
+        attach D | REPLACE AFTER ID     | B    | C    | A B* D
+        attach D | REPLACE AFTER        | A    | C    | ERANGE
+        attach D | REPLACE BEFORE       | A    | A    | ERANGE
+        attach D | REPLACE AFTER        | A    | A    | ERANGE
+        attach D | REPLACE BEFORE AFTER | B    | A    | ERANGE
+        attach D | REPLACE BEFORE       | X    | A    | ENOENT
+        attach D | REPLACE AFTER        | X    | A    | ENOENT
+        attach D | REPLACE LINK         | b    | B    | EBUSY
+        attach D | REPLACE BEFORE LINK  | b    | B    | EBUSY
+        attach A | REPLACE              | -    | A    | EEXIST
+        attach A | REPLACE              | -    | C    | EEXIST
+        attach B | REPLACE              | -    | A    | EEXIST
+        attach A | REPLACE              | -    | B    | EEXIST
+    """)
