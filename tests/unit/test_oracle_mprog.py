@@ -39,6 +39,7 @@ from harness.oracle.calls import (
 from harness.oracle.families import HOOKS, Features
 from harness.oracle.mprog import View
 from harness.oracle.world import Outcome, World
+from scenarios.mprog.vectors import VECTORS, Vector
 
 ALL = sequences(Features())
 SEQUENCES = settings(max_examples=30, derandomize=True, database=None, deadline=None)
@@ -66,85 +67,6 @@ def shown(world: World, hook: str = "in") -> str:
     )
 
 
-# Section 14. Request, flags, anchor, replaced program; the new list, or the errno.
-VECTORS = """
-MPROG-VEC-001 | attach D | 0 | - | - | A B* C D
-MPROG-VEC-002 | attach D | BEFORE | - | - | D A B* C
-MPROG-VEC-003 | attach D | AFTER | - | - | A B* C D
-MPROG-VEC-004 | attach D | BEFORE | A | - | D A B* C
-MPROG-VEC-005 | attach D | BEFORE | B | - | A D B* C
-MPROG-VEC-006 | attach D | BEFORE | C | - | A B* D C
-MPROG-VEC-007 | attach D | AFTER | A | - | A D B* C
-MPROG-VEC-008 | attach D | AFTER | B | - | A B* D C
-MPROG-VEC-009 | attach D | AFTER | C | - | A B* C D
-MPROG-VEC-010 | attach D | BEFORE LINK | link b | - | A D B* C
-MPROG-VEC-011 | attach D | AFTER ID LINK | link b | - | A B* D C
-MPROG-VEC-012 | attach D | BEFORE LINK | link x | - | ENOENT
-MPROG-VEC-013 | attach D | BEFORE | X | - | ENOENT
-MPROG-VEC-014 | attach D | AFTER | X | - | ENOENT
-MPROG-VEC-015 | attach D | BEFORE AFTER | - | - | ERANGE
-MPROG-VEC-016 | attach D | BEFORE AFTER | A | - | ERANGE
-MPROG-VEC-017 | attach D | BEFORE AFTER | X | - | ENOENT
-MPROG-VEC-018 | attach D | 0 | A | - | EINVAL
-MPROG-VEC-019 | attach D | ID | A | - | EINVAL
-MPROG-VEC-020 | attach D | ID | - | - | ENOENT
-MPROG-VEC-021 | attach D | LINK | - | - | EINVAL
-MPROG-VEC-022 | attach D | LINK | link b | - | EINVAL
-MPROG-VEC-023 | attach D | REPLACE | - | A | D B* C
-MPROG-VEC-024 | attach D | REPLACE | - | C | A B* D
-MPROG-VEC-025 | attach D | REPLACE | - | B | EBUSY
-MPROG-VEC-026 | attach D | REPLACE | - | X | ENOENT
-MPROG-VEC-027 | attach D | REPLACE | X | A | D B* C
-MPROG-VEC-028 | attach D | REPLACE BEFORE | - | A | ERANGE
-MPROG-VEC-029 | attach D | REPLACE AFTER | - | C | ERANGE
-MPROG-VEC-030 | attach D | REPLACE BEFORE | B | A | D B* C
-MPROG-VEC-031 | attach D | REPLACE BEFORE | C | A | ERANGE
-MPROG-VEC-032 | attach D | REPLACE AFTER | B | C | A B* D
-MPROG-VEC-033 | attach D | REPLACE AFTER | A | C | ERANGE
-MPROG-VEC-034 | attach D | REPLACE BEFORE | A | A | ERANGE
-MPROG-VEC-035 | attach D | REPLACE BEFORE AFTER | B | A | ERANGE
-MPROG-VEC-036 | attach D | REPLACE BEFORE | X | A | ENOENT
-MPROG-VEC-037 | attach A | 0 | - | - | EEXIST
-MPROG-VEC-038 | attach B | 0 | - | - | EEXIST
-MPROG-VEC-039 | attach A | REPLACE | - | A | EEXIST
-MPROG-VEC-040 | attach A | REPLACE | - | C | EEXIST
-MPROG-VEC-041 | detach (none) | 0 | - | - | A B*
-MPROG-VEC-042 | detach (none) | BEFORE | - | - | B* C
-MPROG-VEC-043 | detach (none) | AFTER | - | - | A B*
-MPROG-VEC-044 | detach (none) | BEFORE | A | - | B* C
-MPROG-VEC-045 | detach (none) | BEFORE | B | - | B* C
-MPROG-VEC-046 | detach (none) | BEFORE | C | - | EBUSY
-MPROG-VEC-047 | detach (none) | AFTER | A | - | EBUSY
-MPROG-VEC-048 | detach (none) | AFTER | B | - | A B*
-MPROG-VEC-049 | detach (none) | AFTER | C | - | A B*
-MPROG-VEC-050 | detach (none) | BEFORE AFTER | - | - | ERANGE
-MPROG-VEC-051 | detach (none) | BEFORE AFTER | B | - | ERANGE
-MPROG-VEC-052 | detach (none) | BEFORE | X | - | ENOENT
-MPROG-VEC-053 | detach (none) | 0 | A | - | EINVAL
-MPROG-VEC-054 | detach (none) | ID | A | - | EINVAL
-MPROG-VEC-055 | detach (none) | REPLACE | - | - | EINVAL
-MPROG-VEC-056 | detach A | 0 | - | - | B* C
-MPROG-VEC-057 | detach B | 0 | - | - | EBUSY
-MPROG-VEC-058 | detach C | 0 | - | - | A B*
-MPROG-VEC-059 | detach X | 0 | - | - | ENOENT
-MPROG-VEC-060 | detach A | BEFORE | - | - | ERANGE
-MPROG-VEC-061 | detach C | AFTER | - | - | ERANGE
-MPROG-VEC-062 | detach A | BEFORE | B | - | B* C
-MPROG-VEC-063 | detach A | BEFORE | C | - | ERANGE
-MPROG-VEC-064 | detach C | AFTER | B | - | A B*
-MPROG-VEC-065 | detach C | AFTER | A | - | ERANGE
-MPROG-VEC-066 | detach A | 0 | C | - | B* C
-MPROG-VEC-067 | detach A | ID | X | - | B* C
-MPROG-VEC-068 | detach A | BEFORE LINK | link b | - | B* C
-MPROG-VEC-069 | detach C | AFTER LINK | link b | - | A B*
-MPROG-VEC-070 | detach B | BEFORE | C | - | EBUSY
-"""
-
-
-def rows() -> list[tuple[str, ...]]:
-    return [tuple(line.split(" | ")) for line in VECTORS.splitlines() if line]
-
-
 @pytest.fixture
 def entry() -> World:
     """`A B* C`, where link b owns B; D and X (here e) are attached nowhere; link x owns A on another device."""
@@ -156,23 +78,20 @@ def entry() -> World:
     )
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
-def test_vector(entry: World, row: tuple[str, ...]) -> None:
-    _, request, flag_names, anchor, old, result = row
-    names = {"-": None, "A": "a", "B": "b", "C": "c", "D": "d", "X": "e", "(none)": None}
-    verb, _, prog = request.partition(" ")
-    flags = sum(getattr(uapi, f"BPF_F_{name}") for name in flag_names.split() if name != "0")
-    relative = names.get(anchor, anchor)
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.id)
+def test_vector(entry: World, vector: Vector) -> None:
+    name = {None: None, "link b": "link b", "link x": "link x", "X": "e"} | {x: x.lower() for x in "ABCD"}
     before = entry.view("in")
-    if verb == "attach":
-        outcome = entry.do(Attach("in", str(names[prog]), flags, relative, names[old]))
+    if vector.request == "attach":
+        prog = str(name[vector.prog])
+        outcome = entry.do(Attach("in", prog, vector.flags, name[vector.anchor], name[vector.old]))
     else:
-        outcome = entry.do(Detach("in", names[prog], flags, relative))
+        outcome = entry.do(Detach("in", name[vector.prog], vector.flags, name[vector.anchor]))
     if outcome.errno:
-        assert errno.errorcode[outcome.errno] == result
+        assert errno.errorcode[outcome.errno] == vector.result
         assert entry.view("in") == before
     else:
-        assert shown(entry) == result
+        assert shown(entry) == vector.result
         assert entry.view("in").revision == before.revision + 1
 
 

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""The table of vectors in BEHAVIOURS.md, for the model (tests/unit) and the kernel (test_vectors.py) alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.guest.bpf import uapi
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One request to an entry `A B* C`.
+
+    `request` is "attach" or "detach"; `prog`, `anchor` and `old` are a program's letter, "link b" or "link x", None
+    for nothing; `result` is the list afterwards, as in `A B* C D`, or an errno's name.
+    """
+
+    id: str
+    request: str
+    prog: str | None
+    flags: int
+    anchor: str | None
+    old: str | None
+    result: str
+
+
+def _vector(line: str) -> Vector:
+    behaviour, request, names, anchor, old, result = (cell.strip() for cell in line.strip("|").split("|"))
+    verb, _, prog = request.partition(" ")
+    flags = sum(getattr(uapi, f"BPF_F_{name}") for name in names.split() if name != "0")
+    named = [None if name in ("-", "(none)") else name for name in (prog, anchor, old)]
+    return Vector(behaviour, verb, named[0], flags, named[1], named[2], result)
+
+
+VECTORS = tuple(
+    _vector(line)
+    for line in Path(__file__).with_name("BEHAVIOURS.md").read_text().splitlines()
+    if line.startswith("| MPROG-VEC-")
+)
