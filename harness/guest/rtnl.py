@@ -12,7 +12,7 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -26,8 +26,11 @@ RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWQDISC, RTM_DELQDISC 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
-IFLA_NETKIT_PEER_INFO, IFLA_NETKIT_POLICY, IFLA_NETKIT_MODE = 1, 3, 5
-NETKIT_L2 = 0
+IFLA_NETKIT_PEER_INFO, IFLA_NETKIT_PRIMARY, IFLA_NETKIT_POLICY, IFLA_NETKIT_PEER_POLICY = 1, 2, 3, 4
+IFLA_NETKIT_MODE, IFLA_NETKIT_SCRUB, IFLA_NETKIT_PEER_SCRUB, IFLA_NETKIT_PAIRING = 5, 6, 7, 10
+NETKIT_L2, NETKIT_L3 = 0, 1
+NETKIT_SCRUB_NONE, NETKIT_SCRUB_DEFAULT = 0, 1
+NETKIT_DEVICE_PAIR, NETKIT_DEVICE_SINGLE = 0, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 NDA_DST, NDA_LLADDR = 1, 2
@@ -69,10 +72,11 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def _link(index: int, name: str, mac: str, *more: bytes) -> bytes:
+def _link(index: int, name: str, mac: str | None, *more: bytes) -> bytes:
     header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
     ifname = attribute(IFLA_IFNAME, name.encode() + b"\0")
-    return header + ifname + attribute(IFLA_ADDRESS, mac_bytes(mac)) + b"".join(more)
+    address = attribute(IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
+    return header + ifname + address + b"".join(more)
 
 
 def new_veth(
@@ -89,30 +93,67 @@ def new_veth(
     return Request(f"create veth {name} with peer {peer}", RTM_NEWLINK, flags, _link(index, name, mac, info))
 
 
-def new_netkit(name: str, index: int, peer: str, peer_index: int, peer_ns_fd: int, *, policy: int) -> Request:
-    """Create a netkit pair in link-layer mode: the primary `name` here, `peer` in the namespace of `peer_ns_fd`.
+# What IFLA_NETKIT_* attributes are set to: a number of 32 bits, or any bytes.
+NetkitSettings = Mapping[int, int | bytes]
 
-    `policy` is what the primary does with a packet that no program sees: NETKIT_PASS or NETKIT_DROP.
+
+def new_netkit(
+    name: str,
+    index: int,
+    peer: str,
+    peer_index: int,
+    peer_ns_fd: int,
+    *,
+    policy: int,
+    mode: int = NETKIT_L2,
+    macs: tuple[str | None, str | None] = (None, None),
+    settings: NetkitSettings | None = None,
+) -> Request:
+    """Create a netkit pair: the primary `name` here, `peer` in the namespace of `peer_ns_fd`.
+
+    `policy` is what the primary does with a packet that no program sees: NETKIT_PASS or NETKIT_DROP. Without
+    `macs` (the primary's, the peer's) link-layer mode makes random ones. `settings` are further attributes.
     """
-    ends = {}
-    for end, number in ((name, index), (peer, peer_index)):
-        ends[end] = IFINFOMSG.pack(socket.AF_UNSPEC, 0, number, 0, 0) + attribute(
-            IFLA_IFNAME, end.encode() + b"\0"
-        )
-    info = nest(
-        IFLA_LINKINFO,
-        attribute(IFLA_INFO_KIND, b"netkit"),
-        nest(
-            IFLA_INFO_DATA,
-            attribute(
-                IFLA_NETKIT_PEER_INFO, ends[peer] + attribute(IFLA_NET_NS_FD, struct.pack("=I", peer_ns_fd))
-            ),
-            attribute(IFLA_NETKIT_POLICY, struct.pack("=I", policy)),
-            attribute(IFLA_NETKIT_MODE, struct.pack("=I", NETKIT_L2)),
-        ),
+    peer_ns = attribute(IFLA_NET_NS_FD, struct.pack("=I", peer_ns_fd))
+    info = _netkit(
+        {
+            IFLA_NETKIT_PEER_INFO: _link(peer_index, peer, macs[1], peer_ns),
+            IFLA_NETKIT_POLICY: policy,
+            IFLA_NETKIT_MODE: mode,
+            **(settings or {}),
+        }
     )
     flags = NLM_F_CREATE | NLM_F_EXCL
-    return Request(f"create netkit {name} with peer {peer}", RTM_NEWLINK, flags, ends[name] + info)
+    return Request(
+        f"create netkit {name} with peer {peer}", RTM_NEWLINK, flags, _link(index, name, macs[0], info)
+    )
+
+
+def new_single_netkit(name: str, index: int, settings: NetkitSettings | None = None) -> Request:
+    """Create a netkit device without a peer, as kernels with IFLA_NETKIT_PAIRING can."""
+    info = _netkit({IFLA_NETKIT_PAIRING: NETKIT_DEVICE_SINGLE, **(settings or {})})
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Request(f"create single netkit {name}", RTM_NEWLINK, flags, _link(index, name, None, info))
+
+
+def change_netkit(index: int, settings: NetkitSettings) -> Request:
+    """Change settings of an existing netkit device."""
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    return Request(f"change netkit device {index}", RTM_NEWLINK, 0, header + _netkit(settings))
+
+
+def _netkit(settings: NetkitSettings) -> bytes:
+    data = (
+        attribute(kind, value if isinstance(value, bytes) else struct.pack("=I", value))
+        for kind, value in settings.items()
+    )
+    return nest(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"netkit"), nest(IFLA_INFO_DATA, *data))
+
+
+def set_mac(index: int, mac: str) -> Request:
+    """Give the device another MAC address."""
+    payload = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute(IFLA_ADDRESS, mac_bytes(mac))
+    return Request(f"set the MAC address of device {index}", RTM_NEWLINK, 0, payload)
 
 
 def move_link(index: int, ns_fd: int) -> Request:

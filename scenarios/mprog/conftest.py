@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
 from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import link_up, new_netkit, new_veth
+from harness.guest.rtnl import NETKIT_L2, NetkitSettings, link_up, new_netkit, new_veth
+from harness.guest.waiting import wait_until
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.requests import Bench, laid_out
 
@@ -89,26 +91,45 @@ def journal(sched_cls: LoadSchedCls) -> Iterator[Journal]:
         yield Journal(notes, sched_cls)
 
 
+# Where frames for a device go whose own address is not known.
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+PRIMARY_INDEX, PEER_INDEX = 301, 302
+
+
+def connect_netkit(
+    ns_a: NetNamespace,
+    ns_b: NetNamespace,
+    *,
+    policy: int = uapi.NETKIT_PASS,
+    mode: int = NETKIT_L2,
+    macs: tuple[str | None, str | None] = (None, None),
+    settings: NetkitSettings | None = None,
+) -> VethPair:
+    """A running netkit pair, its primary (end a) in `ns_a`, its peer in `ns_b`; gone with either."""
+    a = Device("primary", PRIMARY_INDEX, ns_a, macs[0] or BROADCAST)
+    b = Device("peer", PEER_INDEX, ns_b, macs[1] or BROADCAST)
+    create = new_netkit(
+        a.name, a.ifindex, b.name, b.ifindex, ns_b.fd, policy=policy, mode=mode, macs=macs, settings=settings
+    )
+    ns_a.rtnl.request(create, link_up(a.ifindex))
+    ns_b.rtnl.request(link_up(b.ifindex))
+    for device in (a, b):
+        wait_until(device.is_running, timeout=2, what=f"{device.name} to be running")
+    return VethPair(a, b, ns_a, ns_b)
+
+
+NetkitPair = Callable[..., VethPair]
+
+
 @pytest.fixture
-def netkit_pair() -> Iterator[Callable[..., VethPair]]:
-    """A factory of netkit pairs: end a is the primary, the scenario's thread is in its namespace."""
+def netkit_pair() -> Iterator[NetkitPair]:
+    """A maker of one netkit pair across two namespaces, with the options of `connect_netkit`.
+
+    End a is the primary, the scenario's thread is in its namespace.
+    """
     require("netkit")
-    with ExitStack() as stack:
-        ns_a, ns_b = (stack.enter_context(NetNamespace.create()) for _ in range(2))
-        stack.enter_context(ns_a.entered())
-
-        def make(*, policy: int = uapi.NETKIT_PASS) -> VethPair:
-            # Frames are sent to everybody: the ends' own addresses are random.
-            everybody = "ff:ff:ff:ff:ff:ff"
-            a = Device("primary", 301, ns_a, everybody)
-            b = Device("peer", 302, ns_b, everybody)
-            ns_a.rtnl.request(
-                new_netkit(a.name, a.ifindex, b.name, b.ifindex, ns_b.fd, policy=policy), link_up(a.ifindex)
-            )
-            ns_b.rtnl.request(link_up(b.ifindex))
-            return VethPair(a, b, ns_a, ns_b)
-
-        yield make
+    with NetNamespace.create() as ns_a, NetNamespace.create() as ns_b, ns_a.entered():
+        yield functools.partial(connect_netkit, ns_a, ns_b)
 
 
 # What a sequence of harness.modelcheck names: both ends of a pair in one namespace, two cgroups.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
@@ -17,13 +16,12 @@ from harness.guest.bpf.uapi import (
     NETKIT_NEXT,
     NETKIT_PASS,
 )
-from harness.guest.net import Device, VethPair
+from harness.guest.net import VethPair
 from harness.guest.rtnl import delete_link
 from harness.guest.traffic import send_frames
 from scenarios.conftest import LoadSchedCls
-from scenarios.mprog.conftest import Journal, ids
+from scenarios.mprog.conftest import Journal, NetkitPair, ids
 
-NetkitPair = Callable[..., VethPair]
 UNKNOWN = 99
 
 
@@ -44,12 +42,6 @@ def test_both_ends_are_programmed_through_the_primary(netkit_pair: NetkitPair, j
         assert journal.read() == [3]
         with pair.ns_b.entered(), refused(errno.EACCES):
             netkit.query(pair.b)
-
-
-def test_a_device_of_another_kind_is_refused(netkit_pair: NetkitPair, dev: Device) -> None:
-    """MPROG-NETKIT-001, MPROG-PROBE-002."""
-    with refused(errno.ENXIO):
-        netkit.query(dev)
 
 
 def crosses(pair: VethPair) -> bool:

@@ -16,6 +16,8 @@ from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.bpf.syscall import BpfError, bpf
+from harness.guest.netns import NetNamespace
+from harness.guest.rtnl import IFLA_NETKIT_PAIRING, IFLA_NETKIT_SCRUB, new_netkit
 
 LOOPBACK = 1
 
@@ -38,6 +40,23 @@ def _tcx() -> bool:
 def _netkit() -> bool:
     # drivers/net/netkit.c:netkit_dev_fetch says ENXIO for a device of another kind
     return _errno(lambda: netkit.query(LOOPBACK)) == errno.ENXIO
+
+
+def _netkit_setting(kind: int) -> bool:
+    """Whether a setting of netkit devices (IFLA_NETKIT_*) is known, one with a small range of values.
+
+    drivers/net/netkit.c:netkit_policy refuses a value beyond it with ERANGE before the policy, which is bad,
+    too, is looked at; an unknown setting is overlooked. So no device is made.
+    """
+    if not has("netkit"):
+        return False
+    with NetNamespace.create() as namespace:
+        request = new_netkit("probe", 2, "probe_peer", 3, namespace.fd, policy=99, settings={kind: 99})
+        try:
+            namespace.rtnl.request(request)
+        except OSError as error:
+            return error.errno == errno.ERANGE
+    return False
 
 
 def _cgroup_mprog() -> bool:
@@ -161,6 +180,8 @@ def _cgroup_preorder() -> bool:
 FEATURES: dict[str, Callable[[], bool]] = {
     "tcx": _tcx,
     "netkit": _netkit,
+    "netkit_scrub": lambda: _netkit_setting(IFLA_NETKIT_SCRUB),
+    "netkit_single": lambda: _netkit_setting(IFLA_NETKIT_PAIRING),
     "cgroup_mprog": _cgroup_mprog,
     "cgroup_preorder": _cgroup_preorder,
     "struct_ops": _struct_ops,
