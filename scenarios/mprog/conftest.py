@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,21 @@ from pathlib import Path
 import pytest
 
 from harness.guest.bpf import tcx, uapi
-from harness.guest.bpf.asm import asm, exit_, ld_map_value, ldxdw, lsh, mov, or_, r0, r1, r2, stxdw
+from harness.guest.bpf.asm import (
+    Item,
+    asm,
+    exit_,
+    ld_map_value,
+    ldxdw,
+    lsh,
+    mov,
+    or_,
+    r0,
+    r1,
+    r2,
+    r6,
+    stxdw,
+)
 from harness.guest.bpf.cgroup import Cgroup
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
@@ -21,6 +36,7 @@ from harness.guest.bpf.prog import Prog
 from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
 from harness.guest.rtnl import NETKIT_L2, NetkitSettings, link_up, new_netkit, new_veth
+from harness.guest.traffic import send_frames
 from harness.guest.waiting import wait_until
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.requests import Bench, laid_out
@@ -73,10 +89,13 @@ class Journal:
         self._notes = notes
         self._load = load
 
-    def prog(self, number: int, verdict: int = uapi.TCX_NEXT) -> Prog:
-        """A program that notes `number` and returns `verdict`."""
-        note = (ld_map_value(r1, self._notes), ldxdw(r2, r1), lsh(r2, 4), or_(r2, number), stxdw(r1, 0, r2))
-        return self._load(*note, verdict=verdict, name=f"note_{number}")
+    def note(self, number: int) -> Item:
+        """Instructions that note `number`; they change r1 and r2."""
+        return ld_map_value(r1, self._notes), ldxdw(r2, r1), lsh(r2, 4), or_(r2, number), stxdw(r1, 0, r2)
+
+    def prog(self, number: int, verdict: int = uapi.TCX_NEXT, *then: Item) -> Prog:
+        """A program that notes `number`, does `then`, with its context in r6, and returns `verdict`."""
+        return self._load(mov(r6, r1), self.note(number), *then, verdict=verdict, name=f"note_{number}")
 
     def read(self) -> list[int]:
         """The numbers in the order in which they were noted; the journal is empty afterwards."""
@@ -89,6 +108,15 @@ class Journal:
 def journal(sched_cls: LoadSchedCls) -> Iterator[Journal]:
     with Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 8, 1, name="journal") as notes:
         yield Journal(notes, sched_cls)
+
+
+def fate(veth: VethPair) -> str:
+    """What becomes of a frame from end a to end b: it "arrives", is "lost", or its sender is "refused"."""
+    try:
+        return "arrives" if send_frames(veth, 1) else "lost"
+    except OSError as error:
+        assert error.errno == errno.ENOBUFS
+        return "refused"
 
 
 # Where frames for a device go whose own address is not known.
