@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -70,6 +71,12 @@ def sched_cls() -> Iterator[LoadSchedCls]:
             return stack.enter_context(Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS, name=name))
 
         yield load
+
+
+@pytest.fixture
+def panic_on_oops() -> None:
+    """From now on an oops ends the machine at once: the splat is complete, and nobody waits for a dead task's locks."""
+    Path("/proc/sys/kernel/panic_on_oops").write_text("1")
 
 
 @pytest.fixture

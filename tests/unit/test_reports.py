@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from harness.errors import KernrigError
 from harness.reports import conclude, excuse
 from harness.runner import expected_splats
-from harness.verdict import End, ExpectedSplat, MachineEnd, Outcome, Verdict
+from harness.verdict import End, ExpectedSplat, Kind, MachineEnd, Outcome, Splat, Verdict
 
 TEXT = "the whole explanation"
 
@@ -48,6 +49,10 @@ def report(when: When, outcome: How = "passed", *, xfail: str | None = None) -> 
 
 def verdict(outcome: Outcome, end: MachineEnd | None = None) -> Verdict:
     return Verdict(outcome, "the reason", end=end)
+
+
+def splat(title: str) -> Splat:
+    return Splat(Kind.OOPS, title, (title,), (), "oops", False, 0, 1, 0)
 
 
 PANIC = MachineEnd(End.PANIC)
@@ -120,6 +125,25 @@ def test_known_issue_excuses_all_but_the_harness(outcome: Outcome, wasxfail: boo
     assert call.failed == (not wasxfail)
     if wasxfail:
         assert call.wasxfail == "known issue F7: upstream knows"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "splats", "excused"),
+    [
+        pytest.param(Outcome.KERNEL, ["BUG: something else", "BUG: in kr_oops"], True, id="the splat"),
+        pytest.param(Outcome.KERNEL, ["BUG: something else"], False, id="another splat"),
+        pytest.param(Outcome.TEST, [], False, id="no splat"),
+        pytest.param(Outcome.PASSED, [], True, id="passed"),
+    ],
+)
+def test_known_issue_with_a_splat_excuses_no_other(
+    outcome: Outcome, splats: list[str], excused: bool
+) -> None:
+    marked = item(pytest.mark.known_issue("F7", reason="upstream knows", splat="in kr_o+ps"))
+    judged = replace(verdict(outcome), unexpected=tuple(splat(title) for title in splats))
+    reports = conclude(marked, [report("setup"), report("call"), report("teardown")], judged, TEXT)
+    excuse(marked, reports, judged)
+    assert hasattr(reports[0], "wasxfail") == excused
 
 
 def test_expected_splats_come_from_all_markers() -> None:

@@ -29,6 +29,7 @@ EXPECTED = {
         r"expected splat 'this warning .*' did not occur \(nobody asks for it\)",
     ),
     "test_expected_panic": ("passed", r"\A\Z"),
+    "test_other_panic_than_known": ("KERNEL", r"the kernel panicked: .*this panic was asked for in kr_panic"),
     "test_expected_bug": ("TEST", r"the scenario left behind module kr_splat"),
     "test_splat[bug]": ("KERNEL", r"kernel BUG at .*kr_splat\.c:\d+ in kr_bug"),
     "test_splat[oops]": ("KERNEL", r"BUG: kernel NULL pointer dereference, address: ADDR in kr_oops"),
@@ -89,8 +90,15 @@ def test_outcome_and_its_reason(ran: Ran, name: str) -> None:
     assert re.search(text, case.text), case.text
 
 
+def test_known_end_of_the_machine_is_an_expected_failure_with_its_evidence(ran: Ran, evidence: Path) -> None:
+    case = ran["test_known_panic"]
+    assert (case.verdict, case.outcome) == ("KERNEL", "skipped")
+    assert case.message == "known issue F7: the module does as it is told"
+    assert "this panic was asked for" in (place(evidence, "test_known_panic") / "kernel.log").read_text()
+
+
 def test_every_scenario_ran_whatever_happened_to_the_others(ran: Ran) -> None:
-    assert set(ran.cases) == set(EXPECTED)
+    assert set(ran.cases) == {*EXPECTED, "test_known_panic"}
     assert ran.status == 1
 
 

@@ -57,6 +57,16 @@ def test_expected_panic(provoke: Provoke) -> None:
     provoke("panic")
 
 
+@pytest.mark.known_issue("F7", reason="the module does as it is told", splat="panic was asked for")
+def test_known_panic(provoke: Provoke) -> None:
+    provoke("panic")
+
+
+@pytest.mark.known_issue("F8", reason="not what will happen", splat="refcount_t: decrement hit 0")
+def test_other_panic_than_known(provoke: Provoke) -> None:
+    provoke("panic")
+
+
 @pytest.mark.parametrize("deed", ["bug", "oops", "refcount", "list", "panic"])
 def test_splat(provoke: Provoke, deed: str) -> None:
     provoke(deed)
