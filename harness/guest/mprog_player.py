@@ -8,6 +8,7 @@ the names have got. Under TCG every line of Python counts, so attributes and buf
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -19,21 +20,32 @@ from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
 from harness.guest.bpf.attrs import GetId, LinkCreateMprog, LinkDetach, LinkUpdate, ProgAttach, ProgQuery
 from harness.guest.bpf.info import link_info
+from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.mprog import CAPACITY
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import raw_call
 from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import Request, delete_clsact, delete_link, new_clsact, new_netkit, new_veth
+from harness.guest.rtnl import (
+    Request,
+    delete_ingress_side,
+    delete_link,
+    move_link,
+    new_ingress_side,
+    new_netkit,
+    new_veth,
+)
 from harness.guest.waiting import WaitTimeout, wait_until
 
 # By the names of harness.oracle.families.HOOKS.
 INDEX = {"d0": 101, "d1": 102, "nk": 103, "nk_peer": 104, "gone": 199}
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 CGROUPS = Path("/sys/fs/cgroup")
+BPFFS = Path("/sys/fs/bpf")
 
 NOT_OPEN = 8191
 NO_ID = 0x7FFFFFFF
+NO_PIN = BPFFS / "kernrig-no-pin"
 UNTOUCHED = 0xA5A5A5A5
 SETTLE_SECONDS = 0.15
 
@@ -84,6 +96,8 @@ class Player:
         self._fds = {"": 0, "closed": NOT_OPEN}
         self._links: dict[str, str] = {}  # name: hook
         self._names: dict[int, str] = {}
+        self._pins: dict[str, Path] = {}
+        self._away: set[str] = set()
         self._spares = 0
         self._attach, self._create = ProgAttach(), LinkCreateMprog()
         self._update, self._detach, self._query = LinkUpdate(), LinkDetach(), ProgQuery()
@@ -108,6 +122,7 @@ class Player:
     def _set(self) -> None:
         used = {target for target, _ in self._hooks.values()}
         self._ns = self._stack.enter_context(NetNamespace.create())
+        self._other_ns: NetNamespace | None = None
         self._stack.enter_context(self._ns.entered())
         requests = []
         if used & {"d0", "d1"}:
@@ -133,6 +148,7 @@ class Player:
         a_map = self._stack.enter_context(Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 4, 1))
         self._fds["a_map"] = a_map.fd
         self._stack.callback(self._close_all)
+        self._stack.callback(self._unpin_all)
         for name, type in self._types.items():
             self._load(name, type)
 
@@ -145,6 +161,10 @@ class Player:
     def _close_all(self) -> None:
         for name in [name for name in self._fds if name in self.ids]:
             os.close(self._fds.pop(name))
+
+    def _unpin_all(self) -> None:
+        while self._pins:
+            self._pins.popitem()[1].unlink()
 
     def _remove_groups(self) -> None:
         while self._groups:
@@ -159,8 +179,8 @@ class Player:
             view = self.view(call["hook"], call)
             return [view[0], view]
         hook = call.get("hook") or self._links.get(call.get("link") or call.get("name") or "")
-        errno = getattr(self, f"_do_{op}")(call)
-        return [errno, self.view(hook) if hook else None]
+        error = getattr(self, f"_do_{op}")(call)
+        return [error, self.view(hook) if hook else None]
 
     def _do_attach(self, call: dict[str, Any]) -> int:
         return self._change(uapi.BPF_PROG_ATTACH, call, self._fd(call["replace"]))
@@ -222,29 +242,90 @@ class Player:
         type = "cgroup_skb" if self._hooks[hook][0].startswith("cg") else "sched_cls"
         request = {"hook": hook, "anchor": None, "replace": None, "revision": 0}
         request["flags"] = uapi.BPF_F_ALLOW_MULTI if type == "cgroup_skb" else 0
-        errno = 0
-        while errno == 0 and 0 <= self.view(hook)[2] < call["size"]:
+        error = 0
+        while error == 0 and 0 <= self.view(hook)[2] < call["size"]:
             name = f"spare{self._spares}"
             self._load(name, type)
             self._spares += 1
-            errno = self._do_attach(request | {"prog": name})
-        return errno
+            error = self._do_attach(request | {"prog": name})
+        return error
 
-    def _do_add_clsact(self, call: dict[str, Any]) -> int:
-        return self._configure(new_clsact(INDEX[call["device"]]))
+    def _do_pin(self, call: dict[str, Any]) -> int:
+        name = call["link"]
+        path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
+        link = Link(self._fd(name))
+        error = _errno(lambda: link.pin(path))
+        link.release()
+        if error == 0:
+            self._pins[name] = path
+        return error
 
-    def _do_delete_clsact(self, call: dict[str, Any]) -> int:
-        return self._configure(delete_clsact(INDEX[call["device"]]))
+    def _do_unpin(self, call: dict[str, Any]) -> int:
+        name = call["link"]
+        if name not in self._pins:
+            return errno.ENOENT
+        hook, held = self._links[name], name in self._fds
+        with Link.from_id(self.ids[name]) as link:
+            info = link.info()
+        before = self._view_where_it_is(hook)
+        self._pins.pop(name).unlink()
+        if not held:  # then the kernel releases the link some time later
+            _until(
+                lambda: _errno(lambda: Link.from_id(self.ids[name]).close()),
+                lambda error: error == errno.ENOENT,
+            )
+            if info.ifindex or info.cgroup_id:
+                _until(lambda: self._view_where_it_is(hook), lambda view: view != before)
+        return 0
+
+    def _do_reopen(self, call: dict[str, Any]) -> int:
+        name = call["link"]
+        opened = -1
+
+        def open_again() -> None:
+            nonlocal opened
+            by_id = call["by_id"]
+            link = (
+                Link.from_id(self.ids.get(name, NO_ID)) if by_id else Link.get(self._pins.get(name, NO_PIN))
+            )
+            opened = link.release()
+
+        error = _errno(open_again)
+        if error == 0:
+            if name in self._fds:
+                os.close(self._fds[name])
+            self._fds[name] = opened
+        return error
+
+    def _do_add_qdisc(self, call: dict[str, Any]) -> int:
+        return self._configure(new_ingress_side(INDEX[call["device"]], call["kind"]))
+
+    def _do_delete_qdisc(self, call: dict[str, Any]) -> int:
+        return self._configure(delete_ingress_side(INDEX[call["device"]], call["kind"]))
 
     def _do_remove_device(self, call: dict[str, Any]) -> int:
         return self._configure(delete_link(INDEX[call["device"]]))
 
-    def _configure(self, request: Request) -> int:
-        try:
-            self._ns.rtnl.request(request)
-        except OSError as error:
-            return error.errno or 0
-        return 0
+    def _do_move_device(self, call: dict[str, Any]) -> int:
+        device = call["device"]
+        if self._other_ns is None:
+            self._other_ns = self._stack.enter_context(NetNamespace.create())
+        there, to = self._ns, self._other_ns
+        if device in self._away:
+            there, to = to, there
+        error = self._configure(move_link(INDEX[device], to.fd), there)
+        if error == 0:
+            self._away ^= {device}
+        return error
+
+    def _configure(self, request: Request, ns: NetNamespace | None = None) -> int:
+        return _errno(lambda: (ns or self._ns).rtnl.request(request))
+
+    def _view_where_it_is(self, hook: str) -> list[Any]:
+        """The view from the namespace in which the hook's device is."""
+        if self._hooks[hook][0] in self._away and self._other_ns is not None:
+            return self._other_ns.run(self.view, hook)
+        return self.view(hook)
 
     def _fd(self, name: str | None) -> int:
         return self._fds.get(name or "", NOT_OPEN)
@@ -270,12 +351,12 @@ class Player:
         if call:
             for place in range(CAPACITY + 1):
                 ids[place] = links[place] = UNTOUCHED
-        errno = -raw_call(uapi.BPF_PROG_QUERY, ctypes.byref(attr), ctypes.sizeof(attr))
-        shown = min(room, attr.count) if attr.prog_ids and errno in (0, 28) else 0
+        error = -raw_call(uapi.BPF_PROG_QUERY, ctypes.byref(attr), ctypes.sizeof(attr))
+        shown = min(room, attr.count) if attr.prog_ids and error in (0, errno.ENOSPC) else 0
         if call and any(number != UNTOUCHED for number in (*ids[shown:], *links[0 if plain else shown :])):
-            errno = -1  # the kernel wrote behind the end
+            error = -1  # the kernel wrote behind the end
         return [
-            errno,
+            error,
             attr.revision,
             attr.count,
             attr.attach_flags,
@@ -299,22 +380,32 @@ class Player:
     def remove_targets(self) -> dict[str, list[Any]]:
         """Remove all devices and cgroups; the links' infos when they have noticed, or after some time."""
         for device in self._devices:
-            self._configure(delete_link(INDEX[device]))
+            self._configure(delete_link(INDEX[device]), self._other_ns if device in self._away else None)
         self._remove_groups()
         return _until(self.link_infos, lambda infos: not any(attached for _, attached in infos.values()))
 
     def close_links(self) -> list[str]:
-        """Close all links; programs and links that exist still, as soon as there are none or after some time."""
+        """Let go of all links; programs and links that exist still, as soon as there are none or after some time."""
+        self._unpin_all()
         self._close_all()
         return self._settle(set())
 
     def _settle(self, wanted: set[str]) -> list[str]:
-        kept = {name for name in self._links if name in self._fds}
+        kept = {name for name in self._links if name in self._fds or name in self._pins}
         return sorted(_until(self._existing, lambda found: found == wanted | kept) - kept)
 
     def _existing(self) -> set[str]:
         progs, links = _ids(uapi.BPF_PROG_GET_NEXT_ID), _ids(uapi.BPF_LINK_GET_NEXT_ID)
         return {name for name, id in self.ids.items() if id in (links if name in self._links else progs)}
+
+
+def _errno(call: Callable[[], object]) -> int:
+    """What the call is refused with, 0 if it isn't."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def _until(look: Callable[[], T], satisfied: Callable[[T], bool]) -> T:

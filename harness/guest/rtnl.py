@@ -175,19 +175,22 @@ def delete_link(index: int) -> Request:
     return Request(f"delete device {index}", RTM_DELLINK, 0, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
 
 
-def new_clsact(index: int) -> Request:
-    """Add a clsact qdisc to the device; EEXIST when there is one, or an ingress qdisc."""
-    return Request(f"add clsact to device {index}", RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _clsact(index))
+def new_ingress_side(index: int, kind: str) -> Request:
+    """Add a qdisc of kind "clsact" or "ingress" to the device; EEXIST when there is one of either kind."""
+    return Request(
+        f"add {kind} to device {index}", RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _ingress_side(index, kind)
+    )
 
 
-def delete_clsact(index: int) -> Request:
-    """Delete the device's clsact qdisc with its filters."""
-    return Request(f"delete clsact of device {index}", RTM_DELQDISC, 0, _clsact(index))
+def delete_ingress_side(index: int, kind: str) -> Request:
+    """Delete that qdisc of the device with its filters."""
+    return Request(f"delete {kind} of device {index}", RTM_DELQDISC, 0, _ingress_side(index, kind))
 
 
-def _clsact(index: int) -> bytes:
+def _ingress_side(index: int, kind: str) -> bytes:
+    # TC_H_INGRESS, where the ingress qdisc has its place, is the same number.
     header = TCMSG.pack(socket.AF_UNSPEC, index, CLSACT_HANDLE, TC_H_CLSACT, 0)
-    return header + attribute(TCA_KIND, b"clsact\0")
+    return header + attribute(TCA_KIND, kind.encode() + b"\0")
 
 
 def new_address(index: int, address: str, prefix_length: int) -> Request:

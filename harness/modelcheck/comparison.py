@@ -49,12 +49,8 @@ def request(calls: Sequence[Call], features: Features) -> dict[str, Any]:
 def _used(calls: Sequence[Call]) -> dict[str, Hook]:
     used = {name for call in calls if (name := getattr(call, "hook", None))}
     # A device that is only configured needs to be there, too.
-    used |= {
-        "other" if name == "d1" else "in"
-        for call in calls
-        if (name := getattr(call, "device", None)) and name != "nk"
-    }
-    used |= {"primary" for call in calls if getattr(call, "device", None) == "nk"}
+    devices = {name for call in calls if (name := getattr(call, "device", None))}
+    used |= {name for name in ("in", "other", "primary", "not_primary") if HOOKS[name].target in devices}
     return {name: hook for name, hook in HOOKS.items() if name in used}
 
 
@@ -86,7 +82,7 @@ def _compare_end(world: World, played: Mapping[str, Any], names: _Names) -> Dive
     alive = sorted(world.alive_progs() & loaded)
     if alive != played["alive"]:
         return Divergence(None, "all programs closed, there are still", str(alive), str(played["alive"]))
-    defunct = {name: LinkInfo(link.prog, False) for name, link in world.objects.links.items()}
+    defunct = {name: LinkInfo(info.prog, False) for name, info in world.link_infos().items()}
     links = {name: LinkInfo(names.prog(id), attached) for name, (id, attached) in played["defunct"].items()}
     if links != defunct:
         return Divergence(None, "all devices and cgroups removed, the links are", str(defunct), str(links))

@@ -13,18 +13,22 @@ from harness.oracle import calls as all_calls
 from harness.oracle.calls import (
     CLOSED,
     MAP,
-    AddClsact,
+    AddQdisc,
     Attach,
     Call,
     Close,
-    DeleteClsact,
+    DeleteQdisc,
     Detach,
     Fill,
     LinkCreate,
     LinkDetach,
     LinkUpdate,
+    MoveDevice,
+    Pin,
     Query,
     RemoveDevice,
+    Reopen,
+    Unpin,
 )
 from harness.oracle.families import HOOKS, Features
 from harness.oracle.objects import PROGRAMS
@@ -83,8 +87,12 @@ _IMPORTS = {
     "from harness.guest.bpf.prog import Prog": r"\bProg\b",
     "from harness.guest.bpf.syscall import bpf": r"\bbpf\(",
     "from harness.guest.bpf.syscall import refused": r"\brefused\(",
+    "from harness.guest.bpf.link import Link": r"\bLink[.(]",
     "from harness.guest.net import Device": r"\bDevice\b",
+    "from harness.guest.netns import NetNamespace": r"\bNetNamespace\b",
     "from harness.guest.rtnl import delete_link": r"\bdelete_link\(",
+    "from harness.guest.rtnl import move_link": r"\bmove_link\(",
+    "from harness.guest.waiting import wait_until": r"\bwait_until\(",
     "from pathlib import Path": r"\bPath\b",
     "from scenarios.conftest import LoadSchedCls": r"\bLoadSchedCls\b",
     "from scenarios.mprog.conftest import LoadCgroupSkb": r"\bLoadCgroupSkb\b",
@@ -107,6 +115,7 @@ class _Text:
         self._world = World(features)
         self._words = {word for call in calls for word in call.to_json().values() if isinstance(word, str)}
         self._targets = {HOOKS[word].target for word in self._words if word in HOOKS} | self._words
+        self._held = {call.link for call in calls if isinstance(call, Pin | Reopen)}
         self._spare_types = {HOOKS[call.hook].family == "cgroup" for call in calls if isinstance(call, Fill)}
 
     def lines(self) -> list[str]:
@@ -128,11 +137,14 @@ class _Text:
                 fixtures.append(f"{type}: {loader}")
             if names:
                 set_up.append(f"{', '.join(names)} = {', '.join([f'{type}()'] * len(names))}")
+        if any(isinstance(call, MoveDevice) for call in self._calls):
+            fixtures.append("netns: NetNamespace, elsewhere: NetNamespace")
         if MAP in self._words:
             set_up.append(f"{MAP} = Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 4, 1)")
         if self._spare_types:
             set_up.append("spare: list[Prog] = []")
         body = [_SPARE.sub(r"spare[\1]", line) for call in self._calls for line in self._call(call)]
+        body += [f"{_pin(name)}.unlink()" for name, link in self._world.objects.links.items() if link.pinned]
         head = f"def test_as_the_model_says({', '.join(fixtures)}) -> None:"
         return [head, *(f"    {line}" for line in (*set_up, *body))]
 
@@ -142,6 +154,8 @@ class _Text:
         hook: str | None = link.hook if link else getattr(call, "hook", None)
         line = self._line(call)
         outcome = self._world.do(call)
+        if isinstance(call, LinkCreate) and call.link in self._held:
+            line += f"\nassert {call.link}.id  # known from now on, open or not"
         if outcome.errno:
             with_link = isinstance(call, LinkCreate)
             expected = f"with refused(errno.{errno_numbers.errorcode[outcome.errno]}):  # {outcome.rule}"
@@ -160,6 +174,9 @@ class _Text:
         shown = f"(seen.revision, seen.count) == ({seen.revision}, {seen.count})"
         if seen.count <= _MANY:
             shown = f"(seen.revision, seen.prog_ids) == ({seen.revision}, ids({', '.join(seen.progs)}))"
+        if isinstance(call, Unpin) and link is not None and not link.open:  # the kernel lets go of it later
+            awaited = shown.replace("seen.", f"{HOOKS[hook].family}.query({self._at(hook)}).")
+            return [*line.splitlines(), f'wait_until(lambda: {awaited}, timeout=1, what="{call.link} to go")']
         return [*line.splitlines(), query, f"assert {shown}"]
 
     def _line(self, call: Call) -> str:
@@ -183,10 +200,23 @@ class _Text:
                 arrays = "" if call.with_ids else ", arrays=()"
                 asked = f"count={call.count}, flags={call.flags}, attach_flags={call.attach_flags}{arrays}"
                 return f"{HOOKS[call.hook].family}.query({self._at(call.hook)}, {asked}, tolerate=(errno.ENOSPC,))"
-            case AddClsact():
-                return f"qdisc.add_clsact({call.device})"
-            case DeleteClsact():
-                return f"qdisc.delete_clsact({call.device})"
+            case Pin():
+                open_ = self._world.objects.is_open(call.link)
+                return f"{call.link if open_ else f'Link({_NOT_OPEN})'}.pin({_pin(call.link)})"
+            case Unpin():
+                return f"{_pin(call.link)}.unlink()"
+            case Reopen():
+                how = f"from_id({call.link}.id)" if call.by_id else f"get({_pin(call.link)})"
+                return f"{call.link} = Link.{how}"
+            case AddQdisc():
+                return f"qdisc.add_{call.kind}({call.device})"
+            case DeleteQdisc():
+                return f"qdisc.delete_{call.kind}({call.device})"
+            case MoveDevice():
+                there, to = "netns", "elsewhere"
+                if call.device in self._world.away:
+                    there, to = to, there
+                return f"{there}.rtnl.request(move_link({call.device}.ifindex, {to}.fd))"
             case RemoveDevice():
                 return f"{call.device}.ns.rtnl.request(delete_link({call.device}.ifindex))"
             case Fill():
@@ -230,8 +260,12 @@ class _Text:
         if name is None:
             return "0"
         objects = self._world.objects
-        open_ = name == MAP or name in objects.links or (name in objects.progs and objects.progs[name].open)
-        return f"{name}.fd" if open_ else _NOT_OPEN
+        return f"{name}.fd" if objects.is_open(name) else _NOT_OPEN
+
+
+def _pin(link: str) -> str:
+    """Where a link is pinned."""
+    return f'Path("/sys/fs/bpf/{link}")'
 
 
 def _flags(flags: int) -> str:

@@ -28,18 +28,22 @@ from harness.oracle import cgroup_list, mprog
 from harness.oracle.calls import (
     CLOSED,
     MAP,
-    AddClsact,
+    AddQdisc,
     Attach,
     Call,
     Close,
-    DeleteClsact,
+    DeleteQdisc,
     Detach,
     Fill,
     LinkCreate,
     LinkDetach,
     LinkUpdate,
+    MoveDevice,
+    Pin,
     Query,
     RemoveDevice,
+    Reopen,
+    Unpin,
 )
 from harness.oracle.families import HOOKS, Features
 from harness.oracle.objects import PROGRAMS
@@ -91,7 +95,8 @@ _OPS = (
     *("link_detach",) * 2,
     *("query",) * 2,
     *("qdisc",) * 2,
-    "remove_device",
+    *("hold",) * 3,
+    "device",
 )
 _OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "link")
 
@@ -188,6 +193,18 @@ class _Drawer:
         wanted = links if links and not self.rarely() else progs
         return Close(self.pick(wanted or [CLOSED]))
 
+    def _hold(self) -> Call:
+        links = self.world.objects.links
+        pinned = [name for name, link in links.items() if link.pinned]
+        closed = [name for name, link in links.items() if not link.open]
+        op = self.pick((Pin, Pin, Unpin, Reopen))
+        if op is Unpin and pinned and not self.rarely():
+            return Unpin(self.pick(pinned))
+        if op is Reopen:
+            return Reopen(self.pick(closed) if closed else self.link(), self.pick((False, True)))
+        # Pinning what is no link pins a program or a map: no matter of lists.
+        return op(self.pick([*links, *self.ever(), CLOSED]))
+
     def _query(self) -> Query:
         hook = self.hook()
         count = self.pick((64, 0, 1, 2, 3, self.world.view(hook).count))
@@ -196,14 +213,20 @@ class _Drawer:
 
     def _qdisc(self) -> Call:
         device = self.pick(("d0", "d1"))
+        kind = self.world.qdiscs.get(device)
         # What a delete without a qdisc returns depends on whether there ever was one, and is no matter of lists.
-        return DeleteClsact(device) if device in self.world.held else AddClsact(device)
+        if kind and not self.rarely():
+            return DeleteQdisc(device, kind)
+        return AddQdisc(device, self.pick(("clsact", "ingress")))
 
-    def _remove_device(self) -> Call:
-        # Rarely: what follows on the device is ENODEV.
-        if not self.rarely():
-            return self._query()
-        return RemoveDevice(self.pick(("d0", "nk") if self.world.features.netkit else ("d0",)))
+    def _device(self) -> Call:
+        if self.world.away and self.mostly():
+            return MoveDevice(self.pick(sorted(self.world.away)))
+        devices = ("d0", "d1", "nk", "nk_peer") if self.world.features.netkit else ("d0", "d1")
+        # Rarely: what follows on the device is ENODEV, after a removal for good.
+        if not self.mostly():
+            return MoveDevice(self.pick(devices))
+        return RemoveDevice(self.pick(devices)) if self.rarely() else self._query()
 
     # Operands
 

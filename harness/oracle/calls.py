@@ -104,18 +104,53 @@ class Query(Call):
 
 
 @dataclass(frozen=True)
-class AddClsact(Call):
-    """Add a clsact qdisc to a device."""
+class Pin(Call):
+    """BPF_OBJ_PIN of a link, at a path of its own."""
 
-    op: ClassVar[str] = "add_clsact"
-    device: str
+    op: ClassVar[str] = "pin"
+    link: str
 
 
 @dataclass(frozen=True)
-class DeleteClsact(Call):
-    """Delete the clsact qdisc of a device."""
+class Unpin(Call):
+    """unlink(2) of a link's path."""
 
-    op: ClassVar[str] = "delete_clsact"
+    op: ClassVar[str] = "unpin"
+    link: str
+
+
+@dataclass(frozen=True)
+class Reopen(Call):
+    """BPF_OBJ_GET of a link's path, or BPF_LINK_GET_FD_BY_ID; what comes back takes the place of its descriptor."""
+
+    op: ClassVar[str] = "reopen"
+    link: str
+    by_id: bool = False
+
+
+@dataclass(frozen=True)
+class AddQdisc(Call):
+    """Add a qdisc that classifies what comes in (kind "ingress"), or both ways ("clsact"), to a device."""
+
+    op: ClassVar[str] = "add_qdisc"
+    device: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class DeleteQdisc(Call):
+    """Delete that qdisc of a device."""
+
+    op: ClassVar[str] = "delete_qdisc"
+    device: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class MoveDevice(Call):
+    """Move a device to another network namespace, or back to the one in which all calls are made."""
+
+    op: ClassVar[str] = "move_device"
     device: str
 
 

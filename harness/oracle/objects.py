@@ -27,11 +27,16 @@ class Program:
 
 @dataclass(frozen=True)
 class Link:
-    """An open link: its hook, its program; `attached` until it is detached or the hook's device goes."""
+    """A link that something holds: its hook, its program; `attached` until it is detached or the hook's device goes.
+
+    `open` while user space has its descriptor, `pinned` while a path leads to it.
+    """
 
     hook: str
     prog: str
     attached: bool = True
+    open: bool = True
+    pinned: bool = False
 
 
 @dataclass
@@ -56,15 +61,18 @@ class Objects:
 
     def open_link(self, name: str, rule: str) -> Link:
         """The link whose descriptor this is."""
-        if name not in self.links:
+        if name not in self.links or not self.links[name].open:
             self._is_none(name, rule)
         return self.links[name]
 
     def _is_none(self, name: str | None, rule: str) -> NoReturn:
         """The descriptor of something else is EINVAL, as is 0: it is open, but nothing of BPF."""
-        is_prog = name in self.progs and self.progs[name].open
-        open_ = name is None or name == MAP or name in self.links or is_prog
-        raise Refused(errno.EINVAL if open_ else errno.EBADF, rule)
+        raise Refused(errno.EINVAL if name is None or self.is_open(name) else errno.EBADF, rule)
+
+    def is_open(self, name: str) -> bool:
+        """Whether user space has a descriptor of it."""
+        found = self.links.get(name) or self.progs.get(name)
+        return found.open if found else name == MAP
 
     def anchor(
         self, name: str | None, flags: int, type: str | None, attached: Set[str]
@@ -88,13 +96,15 @@ class Objects:
         """(its program, the link)."""
         if flags & BPF_F_ID and name not in self.links:
             raise Refused(errno.ENOENT, "MPROG-ANCHOR-006")
+        if name in self.links and flags & BPF_F_ID:
+            return self.links[name].prog, name
         if name is None:
             raise Refused(errno.EINVAL, "MPROG-ANCHOR-004")
         return self.open_link(name, "MPROG-ANCHOR-005").prog, name
 
     def alive(self, attached: Set[str]) -> set[str]:
         """Programs with a reference: a descriptor, a list that they are in directly (MPROG-ATTACH-018, MPROG-LIFE-008),
-        or a link, even a defunct one."""
+        or a link, even a defunct or a merely pinned one."""
         opened = {name for name, prog in self.progs.items() if prog.open}
         return opened | {link.prog for link in self.links.values()} | attached
 

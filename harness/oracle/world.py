@@ -20,18 +20,22 @@ from harness.guest.bpf.uapi import (
 )
 from harness.oracle import cgroup_list, mprog
 from harness.oracle.calls import (
-    AddClsact,
+    AddQdisc,
     Attach,
     Call,
     Close,
-    DeleteClsact,
+    DeleteQdisc,
     Detach,
     Fill,
     LinkCreate,
     LinkDetach,
     LinkUpdate,
+    MoveDevice,
+    Pin,
     Query,
     RemoveDevice,
+    Reopen,
+    Unpin,
 )
 from harness.oracle.cgroup_list import CgroupList
 from harness.oracle.families import (
@@ -78,8 +82,9 @@ class World:
     objects: Objects = field(default_factory=Objects)
     entries: dict[str, Entry] = field(default_factory=dict)
     groups: dict[str, CgroupList] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
+    qdiscs: dict[str, str] = field(default_factory=dict)  # device: kind
     gone: set[str] = field(default_factory=lambda: {"gone"})
+    away: set[str] = field(default_factory=set)  # devices in the other namespace
     spares: int = 0
 
     def __post_init__(self) -> None:
@@ -105,12 +110,14 @@ class World:
                     self._detach_link(call)
                 case Close():
                     self._close(call)
+                case Pin() | Unpin() | Reopen():
+                    self._hold(call)
                 case Query():
                     view = self._query(call)
                     return Outcome(view.errno, "MPROG-QUERY-007" if view.errno else "", view)
                 case Fill():
                     self._fill(call)
-                case AddClsact() | DeleteClsact() | RemoveDevice():
+                case AddQdisc() | DeleteQdisc() | RemoveDevice() | MoveDevice():
                     self._configure(call)
                 case _:
                     raise TypeError(f"the model knows no call like {call}")
@@ -273,11 +280,38 @@ class World:
         self._store(hook, mprog.detach(self._entry(hook.name), Element(link.prog, name)))
 
     def _close(self, call: Close) -> None:
-        if call.name in self.objects.links:
-            self._release(call.name)
-            del self.objects.links[call.name]
-        else:
+        if call.name not in self.objects.links:
             self.objects.close_prog(call.name)
+            return
+        link = self.objects.open_link(call.name, "close(2)")
+        self.objects.links[call.name] = replace(link, open=False)
+        self._release_unheld(call.name)
+
+    def _hold(self, call: Pin | Unpin | Reopen) -> None:
+        """What keeps a link besides its descriptor. MPROG-LINK-042, -043, -046."""
+        link = self.objects.links.get(call.link)
+        match call:
+            case Pin():
+                if link is None or not link.open:
+                    raise Refused(errno.EINVAL, "bpf(2)")  # of whatever is no object of BPF, closed or not
+                if link.pinned:
+                    raise Refused(errno.EEXIST, "bpf(2)")
+                self.objects.links[call.link] = replace(link, pinned=True)
+            case Unpin():
+                if link is None or not link.pinned:
+                    raise Refused(errno.ENOENT, "unlink(2)")
+                self.objects.links[call.link] = replace(link, pinned=False)
+                self._release_unheld(call.link)
+            case Reopen():
+                if link is None or not (link.pinned or call.by_id):
+                    raise Refused(errno.ENOENT, "MPROG-LINK-046" if call.by_id else "bpf(2)")
+                self.objects.links[call.link] = replace(link, open=True)
+
+    def _release_unheld(self, name: str) -> None:
+        link = self.objects.links[name]
+        if not link.open and not link.pinned:
+            self._release(name)
+            del self.objects.links[name]
 
     # Queries
 
@@ -310,30 +344,40 @@ class World:
 
     # Devices
 
-    def _configure(self, call: AddClsact | DeleteClsact | RemoveDevice) -> None:
-        if call.device in self.gone:
+    def _configure(self, call: AddQdisc | DeleteQdisc | RemoveDevice | MoveDevice) -> None:
+        here = call.device not in self.away
+        if call.device in self.gone or not (here or isinstance(call, MoveDevice)):
             raise Refused(errno.ENODEV, "rtnetlink(7)")
         match call:
-            case AddClsact():
-                if call.device in self.held:
+            case AddQdisc():
+                if call.device in self.qdiscs:
                     raise Refused(errno.EEXIST, "tc(8)")
-                self.held.add(call.device)  # MPROG-LEGACY-002
-            case DeleteClsact():
-                if call.device not in self.held:
+                self.qdiscs[call.device] = call.kind  # MPROG-LEGACY-002
+            case DeleteQdisc():
+                if self.qdiscs.get(call.device) != call.kind:
                     raise Refused(errno.ENOENT, "tc(8)")
-                self.held.discard(call.device)
-                for name in self._hooks_of({call.device}):
-                    self._forget_if_empty(name)  # MPROG-REV-008, MPROG-LEGACY-003
+                self._drop_qdisc(call.device)
+            case MoveDevice():
+                # MPROG-LIFE-005, MPROG-LINK-047: lists and links stay as they are, qdiscs go.
+                (self.away.add if here else self.away.remove)(call.device)
+                self._drop_qdisc(call.device)
             case RemoveDevice():
                 both = {call.device, PAIRS[call.device]}
                 self.gone |= both
-                self.held -= both
+                self.away -= both
+                for device in both:
+                    self.qdiscs.pop(device, None)
                 for name in self._hooks_of(both):  # MPROG-LIFE-002, -003, MPROG-NETKIT-010
                     self.entries.pop(name, None)
                     for link in [
                         each for each in self.objects.links if self.objects.links[each].hook == name
                     ]:
                         self.objects.links[link] = replace(self.objects.links[link], attached=False)
+
+    def _drop_qdisc(self, device: str) -> None:
+        self.qdiscs.pop(device, None)
+        for name in self._hooks_of({device}):
+            self._forget_if_empty(name)  # MPROG-REV-008, MPROG-LEGACY-003
 
     def _fill(self, call: Fill) -> None:
         """As many calls to attach as it takes; each spare program's descriptor is kept open."""
@@ -361,7 +405,7 @@ class World:
 
     def _reach(self, hook: Hook) -> None:
         """Find the device. MPROG-ATTACH-005, MPROG-DETACH-005, MPROG-QUERY-003, MPROG-LINK-004, MPROG-NETKIT-001."""
-        if hook.target in self.gone:
+        if hook.target in self.gone | self.away:
             raise Refused(errno.ENODEV, "MPROG-ATTACH-005")
         if hook.family == "netkit" and hook.target != PRIMARY:
             kind = errno.EACCES if PAIRS[hook.target] == PRIMARY else errno.ENXIO
@@ -387,9 +431,12 @@ class World:
 
     def _exists(self, name: str) -> bool:
         """Whether there is an entry at all: it has elements, or a qdisc holds it. Section 13."""
-        return bool(self._entry(name).elements) or (
-            HOOKS[name].family == "tcx" and HOOKS[name].target in self.held
-        )
+        return bool(self._entry(name).elements) or self._is_held(HOOKS[name])
+
+    def _is_held(self, hook: Hook) -> bool:
+        """Whether a qdisc keeps the entry: clsact both directions, ingress the one. MPROG-REV-007."""
+        kind = self.qdiscs.get(hook.target) if hook.family == "tcx" else None
+        return kind == "clsact" or (kind == "ingress" and hook.attach_type == "BPF_TCX_INGRESS")
 
     def _store(self, hook: Hook, entry: Entry) -> None:
         self.entries[hook.name] = entry
@@ -413,7 +460,9 @@ class World:
 
     def link_infos(self) -> dict[str, LinkInfo]:
         """What the open links say of themselves. MPROG-LINK-041, -045."""
-        return {name: LinkInfo(link.prog, link.attached) for name, link in self.objects.links.items()}
+        return {
+            name: LinkInfo(link.prog, link.attached) for name, link in self.objects.links.items() if link.open
+        }
 
 
 def _chain(name: str) -> list[str]:

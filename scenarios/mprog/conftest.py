@@ -174,6 +174,13 @@ def ends(netns: NetNamespace) -> Iterator[tuple[Device, Device]]:
 
 
 @pytest.fixture
+def elsewhere() -> Iterator[NetNamespace]:
+    """Another namespace, for devices to move to."""
+    with NetNamespace.create() as other:
+        yield other
+
+
+@pytest.fixture
 def netkit_ends(netns: NetNamespace) -> Iterator[tuple[Device, Device]]:
     """Both ends of a netkit pair, down, in the scenario's namespace; the first is the primary."""
     require("netkit")

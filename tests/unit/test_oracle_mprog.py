@@ -23,18 +23,22 @@ from harness.modelcheck.sequences import sequences
 from harness.oracle.calls import (
     CLOSED,
     MAP,
-    AddClsact,
+    AddQdisc,
     Attach,
     Call,
     Close,
-    DeleteClsact,
+    DeleteQdisc,
     Detach,
     Fill,
     LinkCreate,
     LinkDetach,
     LinkUpdate,
+    MoveDevice,
+    Pin,
     Query,
     RemoveDevice,
+    Reopen,
+    Unpin,
 )
 from harness.oracle.families import HOOKS, Features
 from harness.oracle.mprog import View
@@ -114,7 +118,7 @@ def test_each_success_that_changes_something_adds_one_to_one_revision(calls: tup
         after = look(world)
         if outcome.errno or isinstance(call, Query):
             assert (after, world.link_infos()) == (before, links)
-        if isinstance(call, Fill | RemoveDevice | DeleteClsact):
+        if isinstance(call, Fill | RemoveDevice | DeleteQdisc | MoveDevice):
             continue
         for name in HOOKS:
             if name != hook:
@@ -265,12 +269,12 @@ def test_a_freed_entry_forgets_its_revision_unless_a_qdisc_holds_it() -> None:
     world = play(Attach("in", "a"), Detach("in", "a"))
     assert world.view("in").revision == 1
     assert error(world, Detach("in", "a", BPF_F_REPLACE)) == "ENOENT"
-    play(AddClsact("d0"), Attach("in", "a"), Detach("in", "a"), world=world)
+    play(AddQdisc("d0", "clsact"), Attach("in", "a"), Detach("in", "a"), world=world)
     assert world.view("in").revision == 3
     assert error(world, Detach("in", "a", BPF_F_REPLACE)) == "EINVAL"
     assert error(world, Detach("in", "a", revision=1)) == "ESTALE"
     assert error(world, Detach("in", "a")) == "ENOENT"
-    play(DeleteClsact("d0"), world=world)
+    play(DeleteQdisc("d0", "clsact"), world=world)
     assert world.view("in").revision == 1
 
 
@@ -295,6 +299,35 @@ def test_links_outlive_their_device(entry: World) -> None:
     assert "b" in entry.alive_progs()
     play(Close("link b"), world=entry)
     assert "b" not in entry.alive_progs()
+
+
+def test_a_link_lives_while_a_path_or_a_descriptor_leads_to_it(entry: World) -> None:
+    """MPROG-LINK-042, -043."""
+    play(Pin("link b"), Close("link b"), world=entry)
+    assert shown(entry) == "A B* C"
+    assert error(entry, LinkDetach("link b")) == "EBADF"
+    play(Attach("in", "d", BPF_F_BEFORE | BPF_F_LINK | BPF_F_ID, "link b"), Reopen("link b"), world=entry)
+    play(Unpin("link b"), Pin("link b"), Close("link b"), Unpin("link b"), world=entry)
+    assert shown(entry) == "A D C"
+    assert error(entry, Reopen("link b", by_id=True)) == error(entry, Unpin("link b")) == "ENOENT"
+
+
+def test_a_device_takes_its_lists_along_but_not_its_qdisc(entry: World) -> None:
+    """MPROG-LIFE-005, MPROG-LINK-047."""
+    play(AddQdisc("d0", "clsact"), MoveDevice("d0"), LinkUpdate("link b", "e"), world=entry)
+    assert error(entry, Query("in")) == error(entry, RemoveDevice("d0")) == "ENODEV"
+    play(MoveDevice("d0"), AddQdisc("d0", "ingress"), world=entry)
+    assert shown(entry) == "A E* C"
+
+
+@pytest.mark.parametrize(("kind", "egress"), [("clsact", 3), ("ingress", 1)])
+def test_an_ingress_qdisc_holds_one_direction_only(kind: str, egress: int) -> None:
+    """MPROG-REV-007, MPROG-LEGACY-002."""
+    world = play(AddQdisc("d0", kind), *(Attach(hook, "a") for hook in ("in", "out")))
+    play(*(Detach(hook, "a") for hook in ("in", "out")), world=world)
+    assert (world.view("in").revision, world.view("out").revision) == (3, egress)
+    play(DeleteQdisc("d0", kind), world=world)
+    assert world.view("in").revision == 1
 
 
 def test_a_link_takes_flags_that_nobody_knows() -> None:
@@ -365,7 +398,13 @@ def test_each_refusal_names_a_behaviour() -> None:
     refused = {outcome.rule for outcome in _refusals() if outcome.errno}
     assert len(refused) > 30
     ids = re.compile(r"MPROG-(ATTACH|DETACH|LINK|ANCHOR|QUERY|NETKIT|CGROUP)-\d{3}")
-    assert {rule for rule in refused if not ids.fullmatch(rule)} <= {"tc(8)", "rtnetlink(7)", "close(2)"}
+    assert {rule for rule in refused if not ids.fullmatch(rule)} <= {
+        "tc(8)",
+        "rtnetlink(7)",
+        "close(2)",
+        "bpf(2)",
+        "unlink(2)",
+    }
 
 
 def _refusals() -> list[Outcome]:
