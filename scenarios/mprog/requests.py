@@ -64,9 +64,9 @@ class Bench:
             request, flags, anchor, replaced, expected = (cell.strip() for cell in row.split("|"))
             if anchor == "k" and anchor not in self.things:
                 continue
-            before = self._state()
+            before = self.state()
             with self._sent(request, flags, anchor, replaced) as outcome:
-                after = self._state()
+                after = self.state()
                 changed = outcome == ""
                 shown = self.shown() if changed else outcome
                 revision = before[0].revision + changed
@@ -85,7 +85,8 @@ class Bench:
             for prog, link in zip(found.prog_ids, found.link_ids, strict=True)
         )
 
-    def _state(self) -> tuple[tcx.QueryResult, object]:
+    def state(self) -> tuple[tcx.QueryResult, object]:
+        """All that a refused request must leave as it was."""
         return tcx.query(self.dev, attach_type=self.attach_type), self._link("b").info()
 
     @contextmanager
@@ -93,13 +94,13 @@ class Bench:
         """Carries out the request and yields the errno's name, or nothing; a link is closed when the block ends."""
         verb, prog = request.split()
         number = sum(FLAGS[name] for name in flags.split())
-        relative = self._number(anchor, by_id=bool(number & uapi.BPF_F_ID))
+        relative = self.number(anchor, by_id=bool(number & uapi.BPF_F_ID))
         made: Link | None = None
         try:
             if verb == "link":
                 made = Link.create(
                     LinkCreateMprog(
-                        prog_fd=self._number(prog),
+                        prog_fd=self.number(prog),
                         target_ifindex=self.dev.ifindex,
                         attach_type=self.attach_type,
                         flags=number,
@@ -109,10 +110,10 @@ class Bench:
             else:
                 attr = ProgAttach(
                     target_ifindex=self.dev.ifindex,
-                    attach_bpf_fd=self._number(prog),
+                    attach_bpf_fd=self.number(prog),
                     attach_type=self.attach_type,
                     attach_flags=number,
-                    replace_bpf_fd=self._number(replaced),
+                    replace_bpf_fd=self.number(replaced),
                     relative_fd=relative,
                 )
                 bpf(uapi.BPF_PROG_ATTACH if verb == "attach" else uapi.BPF_PROG_DETACH, attr)
@@ -125,7 +126,8 @@ class Bench:
             if made is not None:
                 made.close()
 
-    def _number(self, name: str, *, by_id: bool = False) -> int:
+    def number(self, name: str, *, by_id: bool = False) -> int:
+        """What names a thing in the attributes: its descriptor or its id, or the number that it is."""
         thing = 0 if name == "-" else self.things[name]
         if isinstance(thing, int):
             return thing
@@ -143,11 +145,11 @@ class Bench:
         """Make the list `A B* C` again, whatever a row made of it."""
         found = self.shown().split()
         for extra in set(found) - {"A", "B*", "C"}:
-            tcx.detach(self.dev, self._number(extra), attach_type=self.attach_type)
+            tcx.detach(self.dev, self.number(extra), attach_type=self.attach_type)
         if "A" not in found:
-            tcx.attach(self.dev, self._number("A"), attach_type=self.attach_type, flags=uapi.BPF_F_BEFORE)
+            tcx.attach(self.dev, self.number("A"), attach_type=self.attach_type, flags=uapi.BPF_F_BEFORE)
         if "C" not in found:
-            tcx.attach(self.dev, self._number("C"), attach_type=self.attach_type)
+            tcx.attach(self.dev, self.number("C"), attach_type=self.attach_type)
         if found != ["A", "B*", "C"]:
             assert self.shown() == "A B* C", f"{found} could not be repaired: {self.shown()}"
 

@@ -3,6 +3,19 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+
+from harness.guest import qdisc
+from harness.guest.bpf import tcx
+from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.syscall import BpfError, refused
+from harness.guest.bpf.uapi import BPF_F_AFTER, BPF_F_BEFORE, BPF_TCX_EGRESS, BPF_TCX_INGRESS
+from harness.guest.net import Device
+from harness.guest.privilege import CAP_NET_ADMIN, CAP_SYS_ADMIN, without
+from scenarios.conftest import LoadSchedCls
+from scenarios.mprog.conftest import Entry, ids
 from scenarios.mprog.requests import Bench
 
 
@@ -60,3 +73,86 @@ def test_detach_takes_what_stands_at_the_named_place(bench: Bench) -> None:
         detach B | BEFORE            | C   | - | EBUSY
         detach B | AFTER LINK        | x   | - | EBUSY
     """)
+
+
+@pytest.mark.parametrize("direction", [BPF_TCX_INGRESS, BPF_TCX_EGRESS], ids=["ingress", "egress"])
+def test_anonymous_detaches_empty_a_list_from_both_ends(
+    dev: Device, sched_cls: LoadSchedCls, direction: int
+) -> None:
+    """MPROG-DETACH-006, -018, -020 to -022, -027, MPROG-REV-002, -006: each adds one to the revision, and when nothing
+    is left there is no list."""
+    a, b, c, d, _ = progs = [sched_cls() for _ in range(5)]
+    for prog in progs:
+        tcx.attach(dev, prog, attach_type=direction)
+
+    def left() -> tuple[list[int], int]:
+        found = tcx.query(dev, attach_type=direction)
+        return found.prog_ids, found.revision
+
+    tcx.detach(dev, attach_type=direction)
+    assert left() == (ids(a, b, c, d), 7)
+    tcx.detach(dev, attach_type=direction, flags=BPF_F_BEFORE)
+    assert left() == (ids(b, c, d), 8)
+    tcx.detach(dev, c, attach_type=direction)
+    assert left() == (ids(b, d), 9)
+    tcx.detach(dev, attach_type=direction, flags=BPF_F_AFTER)
+    assert left() == (ids(b), 10)
+    tcx.detach(dev, attach_type=direction)
+    assert left() == ([], 1)
+    with refused(errno.ENOENT):
+        tcx.detach(dev, attach_type=direction)
+
+
+@pytest.mark.parametrize("direction", [BPF_TCX_INGRESS, BPF_TCX_EGRESS], ids=["ingress", "egress"])
+def test_nothing_can_be_detached_from_nothing(dev: Device, sched_cls: LoadSchedCls, direction: int) -> None:
+    """MPROG-DETACH-006, -009, MPROG-FIX-002: neither where there is no list nor from the empty list of clsact."""
+    stranger = sched_cls()
+
+    def refuses_all() -> None:
+        for flags in (0, BPF_F_BEFORE, BPF_F_AFTER):
+            with refused(errno.ENOENT):
+                tcx.detach(dev, attach_type=direction, flags=flags)
+        with refused(errno.ENOENT):
+            tcx.detach(dev, stranger, attach_type=direction)
+
+    refuses_all()
+    qdisc.add_clsact(dev)
+    refuses_all()
+    tcx.attach(dev, stranger, attach_type=direction)
+    tcx.detach(dev, attach_type=direction)
+    refuses_all()
+    qdisc.delete_clsact(dev)
+
+
+def test_a_detached_program_is_gone_when_the_call_returns(dev: Device, sched_cls: LoadSchedCls) -> None:
+    """MPROG-DETACH-018, MPROG-ATTACH-018, MPROG-LIFE-008: if only the list held it."""
+    prog = sched_cls()
+    tcx.attach(dev, prog)
+    number = prog.id
+    prog.close()
+    assert (tcx.query(dev).prog_ids, number in Prog.ids()) == ([number], True)
+    tcx.detach(dev)
+    assert number not in Prog.ids()
+
+
+def test_an_anonymous_detach_needs_privilege(entry: Entry) -> None:
+    """MPROG-DETACH-004, MPROG-PROBE-004, MPROG-QUIRK-010: either of two capabilities; it is asked for before the device
+    is looked for. To name a program is to have it, which is enough."""
+    both = (CAP_NET_ADMIN, CAP_SYS_ADMIN)
+    try:
+        without(both, tcx.detach, 9999)
+    except BpfError as error:
+        if error.errno == errno.ENODEV:
+            pytest.skip("this kernel lets anyone detach anonymously")
+        assert error.errno == errno.EPERM
+    with refused(errno.EPERM):
+        without(both, tcx.detach, entry.dev)
+    with refused(errno.EPERM):
+        without(both, tcx.detach, entry.dev, flags=BPF_F_BEFORE)
+    without((CAP_SYS_ADMIN,), tcx.detach, entry.dev)
+    assert tcx.query(entry.dev).prog_ids == ids(entry.a, entry.b)
+    without((CAP_NET_ADMIN,), tcx.detach, entry.dev, flags=BPF_F_BEFORE)
+    assert tcx.query(entry.dev).prog_ids == ids(entry.b)
+    tcx.attach(entry.dev, entry.a)
+    without(both, tcx.detach, entry.dev, entry.a)
+    assert tcx.query(entry.dev).prog_ids == ids(entry.b)
