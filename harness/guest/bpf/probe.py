@@ -177,6 +177,20 @@ def _cgroup_preorder() -> bool:
         os.close(fd)
 
 
+def load_lsm_cgroup(hook: str) -> Prog:
+    """A BPF_LSM_CGROUP program that allows everything at an LSM hook ("socket_bind"). Raises BpfError, KeyError."""
+    return Prog.load(
+        asm(mov(r0, 1), exit_()),
+        uapi.BPF_PROG_TYPE_LSM,
+        expected_attach_type=uapi.BPF_LSM_CGROUP,
+        attach_btf_id=btf.vmlinux().func(f"bpf_lsm_{hook}"),
+    )
+
+
+def _cgroup_lsm() -> bool:
+    return _has_any_kfunc("bpf_lsm_socket_bind") and _errno(lambda: load_lsm_cgroup("socket_bind")) == 0
+
+
 FEATURES: dict[str, Callable[[], bool]] = {
     "tcx": _tcx,
     "netkit": _netkit,
@@ -184,6 +198,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "netkit_single": lambda: _netkit_setting(IFLA_NETKIT_PAIRING),
     "cgroup_mprog": _cgroup_mprog,
     "cgroup_preorder": _cgroup_preorder,
+    "cgroup_lsm": _cgroup_lsm,
     "struct_ops": _struct_ops,
     "struct_ops_link": _struct_ops_link,
     "struct_ops_link_detach": _struct_ops_link_detach,
