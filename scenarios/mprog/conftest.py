@@ -160,6 +160,20 @@ def netkit_pair() -> Iterator[NetkitPair]:
         yield functools.partial(connect_netkit, ns_a, ns_b)
 
 
+NETKIT_LISTS = pytest.mark.parametrize(
+    "which", [uapi.BPF_NETKIT_PRIMARY, uapi.BPF_NETKIT_PEER], ids=["primary", "peer"]
+)
+
+
+def crosses(pair: VethPair) -> bool:
+    """Whether a frame sent into end a comes out of end b; the sender of a dropped one gets ENOBUFS."""
+    try:
+        return send_frames(pair, 1) == 1
+    except OSError as error:
+        assert error.errno == errno.ENOBUFS
+        return False
+
+
 # What a sequence of harness.modelcheck names: both ends of a pair in one namespace, two cgroups.
 
 LoadCgroupSkb = Callable[[], Prog]

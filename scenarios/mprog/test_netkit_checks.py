@@ -23,10 +23,9 @@ from harness.guest.bpf.uapi import (
 )
 from harness.guest.net import Device
 from scenarios.conftest import LoadSchedCls
-from scenarios.mprog.conftest import NetkitPair, ids
+from scenarios.mprog.conftest import NETKIT_LISTS, NetkitPair, ids
 
 Ends = tuple[Device, Device]
-BOTH_LISTS = pytest.mark.parametrize("which", [BPF_NETKIT_PRIMARY, BPF_NETKIT_PEER], ids=["primary", "peer"])
 NO_DEVICE, LOOPBACK = 999, 1
 CLOSED_FD = 1000
 STALE = 77
@@ -52,7 +51,7 @@ def to_reach_the_list(primary: Device, peer: Device) -> list[tuple[int, dict[str
     ]
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_attach_checks_the_end_then_what_it_replaces_then_the_list(
     netkit_ends: Ends, sched_cls: LoadSchedCls, which: int
 ) -> None:
@@ -85,7 +84,7 @@ def test_attach_checks_the_end_then_what_it_replaces_then_the_list(
     assert netkit.query(primary, attach_type=which).prog_ids == ids(new)
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_detach_checks_the_end_then_the_list(netkit_ends: Ends, sched_cls: LoadSchedCls, which: int) -> None:
     """MPROG-NETKIT-001, MPROG-DETACH-002 to -014."""
     primary, peer = netkit_ends
@@ -115,7 +114,7 @@ def test_detach_checks_the_end_then_the_list(netkit_ends: Ends, sched_cls: LoadS
         assert netkit.query(primary, attach_type=which).prog_ids == ids(linked)
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_link_creation_checks_the_program_then_the_end_then_the_list(
     netkit_ends: Ends, sched_cls: LoadSchedCls, which: int
 ) -> None:
@@ -146,7 +145,7 @@ def test_link_creation_checks_the_program_then_the_end_then_the_list(
     assert netkit.query(primary, attach_type=which).prog_ids == ids(there)
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_query_checks_the_end_then_its_own_flags(netkit_ends: Ends, which: int) -> None:
     """MPROG-NETKIT-001, MPROG-QUERY-002 to -004."""
     primary, peer = netkit_ends
@@ -162,7 +161,7 @@ def test_query_checks_the_end_then_its_own_flags(netkit_ends: Ends, which: int) 
     assert answer == netkit.query(primary, attach_type=which)
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_detach_from_an_empty_list_says_so_before_it_looks_at_the_request(
     netkit_ends: Ends, sched_cls: LoadSchedCls, which: int
 ) -> None:

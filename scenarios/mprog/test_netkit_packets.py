@@ -28,10 +28,9 @@ from harness.guest.net import VethPair, veth_pair
 from harness.guest.rtnl import NETKIT_L2, NETKIT_L3
 from harness.guest.traffic import EXPERIMENTAL_ETHERTYPE, packet_socket, send_frames
 from scenarios.conftest import LoadSchedCls
-from scenarios.mprog.conftest import Journal, NetkitPair, ids
+from scenarios.mprog.conftest import NETKIT_LISTS, Journal, NetkitPair, crosses, ids
 
 MODES = pytest.mark.parametrize("mode", [NETKIT_L2, NETKIT_L3], ids=["L2", "L3"])
-BOTH_LISTS = pytest.mark.parametrize("which", [BPF_NETKIT_PRIMARY, BPF_NETKIT_PEER], ids=["primary", "peer"])
 BPF_F_INGRESS = 1  # include/uapi/linux/bpf.h, a flag of bpf_redirect
 UNKNOWN = 99
 STOLEN = 4
@@ -42,17 +41,8 @@ def into(pair: VethPair, which: int) -> VethPair:
     return pair if which == BPF_NETKIT_PRIMARY else pair.flipped
 
 
-def crosses(pair: VethPair) -> bool:
-    """Whether a frame sent into end a comes out of end b; the sender of a dropped one gets ENOBUFS."""
-    try:
-        return send_frames(pair, 1) == 1
-    except OSError as error:
-        assert error.errno == errno.ENOBUFS
-        return False
-
-
 @MODES
-@BOTH_LISTS
+@NETKIT_LISTS
 def test_a_packet_meets_the_programs_in_the_order_of_the_query(
     netkit_pair: NetkitPair, journal: Journal, mode: int, which: int
 ) -> None:
@@ -74,7 +64,7 @@ def test_a_packet_meets_the_programs_in_the_order_of_the_query(
     assert journal.read() == [4, 1]
 
 
-@BOTH_LISTS
+@NETKIT_LISTS
 @pytest.mark.parametrize(
     ("verdict", "met", "arrives", "sender_hears"),
     [

@@ -17,7 +17,7 @@ from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.bpf.syscall import BpfError, bpf
 from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import IFLA_NETKIT_PAIRING, IFLA_NETKIT_SCRUB, new_netkit
+from harness.guest.rtnl import IFLA_NETKIT_HEADROOM, IFLA_NETKIT_PAIRING, IFLA_NETKIT_SCRUB, new_netkit
 
 LOOPBACK = 1
 
@@ -42,16 +42,16 @@ def _netkit() -> bool:
     return _errno(lambda: netkit.query(LOOPBACK)) == errno.ENXIO
 
 
-def _netkit_setting(kind: int) -> bool:
-    """Whether a setting of netkit devices (IFLA_NETKIT_*) is known, one with a small range of values.
+def _netkit_setting(kind: int, bad: int | bytes) -> bool:
+    """Whether a setting of netkit devices (IFLA_NETKIT_*) is known, for which `bad` is out of range or too short.
 
-    drivers/net/netkit.c:netkit_policy refuses a value beyond it with ERANGE before the policy, which is bad,
-    too, is looked at; an unknown setting is overlooked. So no device is made.
+    drivers/net/netkit.c:netkit_policy refuses that with ERANGE before the policy, which is bad, too, is looked
+    at; an unknown setting is overlooked. So no device is made.
     """
     if not has("netkit"):
         return False
     with NetNamespace.create() as namespace:
-        request = new_netkit("probe", 2, "probe_peer", 3, namespace.fd, policy=99, settings={kind: 99})
+        request = new_netkit("probe", 2, "probe_peer", 3, namespace.fd, policy=99, settings={kind: bad})
         try:
             namespace.rtnl.request(request)
         except OSError as error:
@@ -194,8 +194,9 @@ def _cgroup_lsm() -> bool:
 FEATURES: dict[str, Callable[[], bool]] = {
     "tcx": _tcx,
     "netkit": _netkit,
-    "netkit_scrub": lambda: _netkit_setting(IFLA_NETKIT_SCRUB),
-    "netkit_single": lambda: _netkit_setting(IFLA_NETKIT_PAIRING),
+    "netkit_scrub": lambda: _netkit_setting(IFLA_NETKIT_SCRUB, 99),
+    "netkit_single": lambda: _netkit_setting(IFLA_NETKIT_PAIRING, 99),
+    "netkit_headroom": lambda: _netkit_setting(IFLA_NETKIT_HEADROOM, b"\0"),
     "cgroup_mprog": _cgroup_mprog,
     "cgroup_preorder": _cgroup_preorder,
     "cgroup_lsm": _cgroup_lsm,
