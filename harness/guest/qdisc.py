@@ -10,6 +10,7 @@ TC_H_MIN_INGRESS = 0xFFF2
 TC_H_MIN_EGRESS = 0xFFF3
 CLSACT_MAJOR = 0xFFFF0000
 ETH_P_ALL = 3
+TCM_IFINDEX_MAGIC_BLOCK = -1  # include/uapi/linux/rtnetlink.h: the parent is a block's number
 
 
 def add_clsact(device: Device) -> None:
@@ -56,18 +57,20 @@ def add_bpf_filter(
     priority: int = 1,
     handle: int = 1,
     direct_action: bool = True,
+    block: int | None = None,
 ) -> None:
     """Attach a program of type SCHED_CLS to clsact as a cls_bpf filter (the legacy way, beside tcx).
 
     The program's section, not the descriptor, is named by `name`. Needs a clsact (or, for ingress, an
-    ingress) qdisc and the module cls_bpf. Raises NetlinkError.
+    ingress) qdisc and the module cls_bpf. With `block` the filter goes into the shared block of that number,
+    in the device's namespace, and `egress` means nothing. Raises NetlinkError.
     """
     device.ns.ipr.tc(
         "add-filter",
         "bpf",
-        index=device.ifindex,
+        index=device.ifindex if block is None else TCM_IFINDEX_MAGIC_BLOCK,
         handle=handle,
-        parent=_hook(egress),
+        parent=_hook(egress) if block is None else block,
         prio=priority,
         protocol=ETH_P_ALL,
         fd=prog_fd,

@@ -20,7 +20,7 @@ from typing import Self
 # include/uapi/linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, neighbour.h, veth.h
 NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLA_F_NESTED = 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWQDISC, RTM_DELQDISC = 16, 17, 20, 28, 36, 37
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
@@ -37,8 +37,8 @@ IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 IFF_UP = 0x1
-TCA_KIND = 1
-TC_H_CLSACT, CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+TCA_KIND, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 13, 14
+TC_H_CLSACT, CLSACT_HANDLE, NEW_HANDLE = 0xFFFFFFF1, 0xFFFF0000, 0xFFFE0000
 
 NLMSGHDR = struct.Struct("=IHHII")
 IFINFOMSG = struct.Struct("=BxHiII")
@@ -176,11 +176,21 @@ def delete_link(index: int) -> Request:
     return Request(f"delete device {index}", RTM_DELLINK, 0, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
 
 
-def new_ingress_side(index: int, kind: str) -> Request:
-    """Add a qdisc of kind "clsact" or "ingress" to the device; EEXIST when there is one of either kind."""
-    return Request(
-        f"add {kind} to device {index}", RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _ingress_side(index, kind)
-    )
+def new_ingress_side(
+    index: int, kind: str, *, replace: bool = False, ingress_block: int = 0, egress_block: int = 0
+) -> Request:
+    """Add a qdisc of kind "clsact" or "ingress" to the device; its filters may be those of shared blocks.
+
+    EEXIST when there is one of either kind; with `replace` the new one is made, then put into its place: a handle
+    that no qdisc has keeps the kernel from changing the old one (net/sched/sch_api.c:tc_modify_qdisc). EBUSY when
+    the device would be in a shared block twice (net/sched/cls_api.c:tcf_block_get_ext, 6.8).
+    """
+    payload = _ingress_side(index, kind, handle=NEW_HANDLE if replace else CLSACT_HANDLE)
+    for number, block in ((TCA_INGRESS_BLOCK, ingress_block), (TCA_EGRESS_BLOCK, egress_block)):
+        if block:
+            payload += attribute(number, struct.pack("=I", block))
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+    return Request(f"add {kind} to device {index}", RTM_NEWQDISC, flags, payload)
 
 
 def delete_ingress_side(index: int, kind: str) -> Request:
@@ -188,9 +198,9 @@ def delete_ingress_side(index: int, kind: str) -> Request:
     return Request(f"delete {kind} of device {index}", RTM_DELQDISC, 0, _ingress_side(index, kind))
 
 
-def _ingress_side(index: int, kind: str) -> bytes:
+def _ingress_side(index: int, kind: str, *, handle: int = CLSACT_HANDLE) -> bytes:
     # TC_H_INGRESS, where the ingress qdisc has its place, is the same number.
-    header = TCMSG.pack(socket.AF_UNSPEC, index, CLSACT_HANDLE, TC_H_CLSACT, 0)
+    header = TCMSG.pack(socket.AF_UNSPEC, index, handle, TC_H_CLSACT, 0)
     return header + attribute(TCA_KIND, kind.encode() + b"\0")
 
 
