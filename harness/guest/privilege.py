@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Calls made with fewer capabilities than the scenario has."""
+"""Calls made with fewer capabilities than the scenario has, or by another user."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import pickle
 import struct
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from harness.errors import KernrigError
 from harness.guest.netns import libc
 
 P = ParamSpec("P")
@@ -18,8 +24,13 @@ T = TypeVar("T")
 # include/uapi/linux/capability.h
 CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
+CAP_PERFMON = 38
 CAP_BPF = 39
+NUMBERS = range(64)
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+NOBODY = 65534
+UNPRIVILEGED_BPF_DISABLED = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
 
 
 def without(
@@ -43,6 +54,61 @@ def without(
     thread.start()
     thread.join()
     return answer.result()
+
+
+def with_only(
+    capabilities: tuple[int, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """As `without`, in a thread that lacks all but these capabilities."""
+    others = tuple(number for number in NUMBERS if number not in capabilities)
+    return without(others, function, *args, **kwargs)
+
+
+def as_nobody(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `function` returns in a child process of user nobody, which pickle must be able to take.
+
+    The child has copies of all descriptors and starts in the calling thread's namespaces. Raises KernrigError
+    with the child's traceback when `function` raises.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os._exit(_answer(writing, function, *args, **kwargs))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        told = stream.read()
+    _, status = os.waitpid(child, 0)
+    if not told:
+        raise KernrigError(f"a child of user nobody ended without an answer, wait status {status}")
+    worked, value = pickle.loads(told)
+    if not worked:
+        raise KernrigError(f"in a child of user nobody:\n{value}")
+    returned: T = value
+    return returned
+
+
+def _answer(writing: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> int:
+    try:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        answer = pickle.dumps((True, function(*args, **kwargs)))
+    except BaseException:
+        answer = pickle.dumps((False, traceback.format_exc()))
+    with os.fdopen(writing, "wb") as out:
+        out.write(answer)
+    return 0
+
+
+@contextmanager
+def unprivileged_bpf(*, allowed: bool) -> Iterator[None]:
+    """kernel.unprivileged_bpf_disabled is 0 or 2 within the block. Raises OSError (EPERM where it is 1 for good)."""
+    before = UNPRIVILEGED_BPF_DISABLED.read_text()
+    UNPRIVILEGED_BPF_DISABLED.write_text("0" if allowed else "2")
+    try:
+        yield
+    finally:
+        UNPRIVILEGED_BPF_DISABLED.write_text(before)
 
 
 def _drop(capabilities: tuple[int, ...]) -> None:
