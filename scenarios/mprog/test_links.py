@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What a link owns, for how long, and what becomes of it when its device goes."""
+"""What a link owns and tells; how long it lives is in test_link_lifetime.py."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 from pathlib import Path
 
-from harness.guest.bpf import tcx
-from harness.guest.bpf.prog import Prog
+import pytest
+
+from harness.guest.bpf import tcx, uapi
+from harness.guest.bpf.link import Link
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_TCX_EGRESS, BPF_TCX_INGRESS
-from harness.guest.net import Device, VethPair
-from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import delete_link, move_link
-from harness.guest.waiting import wait_until
+from harness.guest.net import VethPair
+from harness.guest.privilege import CAP_SYS_ADMIN, without
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import Entry, ids
+
+PIN = Path("/sys/fs/bpf/kernrig-link")
 
 
 def test_an_update_keeps_the_slot_and_the_link(entry: Entry, sched_cls: LoadSchedCls) -> None:
@@ -52,55 +55,61 @@ def test_a_detached_link_is_an_empty_object(entry: Entry, sched_cls: LoadSchedCl
     assert (info.ifindex, info.attach_type, info.prog_id) == (0, BPF_TCX_INGRESS, entry.b.id)
 
 
-def test_a_pinned_link_lives_until_it_is_unpinned(entry: Entry) -> None:
-    """MPROG-LINK-042, -043: removal by unlink is asynchronous."""
-    pin = Path("/sys/fs/bpf/kernrig-link")
-    entry.link.pin(pin)
-    entry.link.close()
+def test_descriptors_do_not_survive_exec(entry: Entry) -> None:
+    """MPROG-LINK-009: neither that of a new link, nor one opened by id or from a pin."""
+    entry.link.pin(PIN)
     try:
-        assert tcx.query(entry.dev).prog_ids == ids(entry.a, entry.b, entry.c)
+        with Link.from_id(entry.link.id) as found, Link.get(PIN) as reopened:
+            for link in (entry.link, found, reopened):
+                assert fcntl.fcntl(link.fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
     finally:
-        pin.unlink()
-    wait_until(
-        lambda: tcx.query(entry.dev).prog_ids == ids(entry.a, entry.c), timeout=2, what="B to leave the entry"
-    )
+        PIN.unlink()
 
 
-def test_removing_the_device_frees_programs_and_empties_links(
-    entry: Entry, veth: VethPair, sched_cls: LoadSchedCls
+def test_an_id_is_not_given_twice(entry: Entry, sched_cls: LoadSchedCls) -> None:
+    """MPROG-LINK-009, -046: neither while the link is open, nor soon after; a refused creation may use one up."""
+    prog = sched_cls()
+    given = [entry.link.id]
+    for _ in range(20):
+        with tcx.link(entry.dev, prog) as link, refused(errno.EEXIST):
+            given.append(link.id)
+            assert {entry.link.id, link.id} <= set(Link.ids())
+            tcx.link(entry.dev, prog)
+    assert len(set(given)) == len(given)
+    assert set(Link.ids()) & set(given) == {entry.link.id}
+
+
+def test_to_open_a_link_by_id_needs_privilege(entry: Entry) -> None:
+    """MPROG-LINK-046: and so does listing ids."""
+    with refused(errno.EPERM):
+        without((CAP_SYS_ADMIN,), Link.from_id, entry.link.id)
+    with refused(errno.EPERM):
+        without((CAP_SYS_ADMIN,), lambda: list(Link.ids()))
+    assert entry.link.id in Link.ids()
+
+
+@pytest.mark.parametrize(
+    ("attach_type", "direction"), [(BPF_TCX_INGRESS, "ingress"), (BPF_TCX_EGRESS, "egress")]
+)
+def test_a_link_tells_where_it_is(
+    veth: VethPair, sched_cls: LoadSchedCls, attach_type: int, direction: str
 ) -> None:
-    """MPROG-LIFE-002, -003, -008: at both ends of the pair."""
-    with veth.ns_a.entered():
-        far = tcx.link(veth.a, entry.b, attach_type=BPF_TCX_EGRESS)
-    direct = entry.a.id
-    entry.a.close()
-    assert direct in Prog.ids()
-    with far:
-        entry.dev.ns.rtnl.request(delete_link(entry.dev.ifindex))
-        for link in (entry.link, far):
-            assert link.info().ifindex == 0
-            with refused(errno.ENOLINK):
-                link.update(sched_cls())
+    """MPROG-LINK-041, -045: by BPF_OBJ_GET_INFO_BY_FD and in fdinfo; and where it was once detached."""
+    prog = sched_cls()
+    with tcx.link(veth.b, prog, attach_type=attach_type) as link:
+        for ifindex in (veth.b.ifindex, 0):
+            info = link.info()
+            assert (info.type, info.id, info.prog_id) == (uapi.BPF_LINK_TYPE_TCX, link.id, prog.id)
+            assert (info.ifindex, info.attach_type) == (ifindex, attach_type)
+            told = dict(
+                line.split(":\t")
+                for line in Path(f"/proc/self/fdinfo/{link.fd}").read_text().splitlines()
+                if ":\t" in line
+            )
+            assert (told["link_type"], told["link_id"], told["prog_id"]) == (
+                "tcx",
+                str(link.id),
+                str(prog.id),
+            )
+            assert (told["ifindex"], told["attach_type"]) == (str(ifindex), f"{attach_type} ({direction})")
             link.detach()
-    with refused(errno.ENODEV):
-        tcx.query(entry.dev)
-    wait_until(
-        lambda: direct not in Prog.ids(), timeout=2, what="the program that only the device held to go"
-    )
-
-
-def test_programs_and_links_follow_a_device_to_another_namespace(
-    entry: Entry, sched_cls: LoadSchedCls
-) -> None:
-    """MPROG-LIFE-005, MPROG-LINK-047: list and revision stay, the link still works from where it was made."""
-    before = tcx.query(entry.dev)
-    with NetNamespace.create() as other:
-        entry.dev.ns.rtnl.request(move_link(entry.dev.ifindex, other.fd))
-        with refused(errno.ENODEV):
-            tcx.query(entry.dev)
-        moved = Device.find(other, entry.dev.name)
-        assert other.run(tcx.query, moved) == before
-        d = sched_cls()
-        entry.link.update(d)
-        assert other.run(tcx.query, moved).prog_ids == ids(entry.a, d, entry.c)
-        assert entry.link.info().ifindex == moved.ifindex
