@@ -89,7 +89,9 @@ def test_to_open_a_link_by_id_needs_privilege(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attach_type", "direction"), [(BPF_TCX_INGRESS, "ingress"), (BPF_TCX_EGRESS, "egress")]
+    ("attach_type", "direction"),
+    [(BPF_TCX_INGRESS, "ingress"), (BPF_TCX_EGRESS, "egress")],
+    ids=["ingress", "egress"],
 )
 def test_a_link_tells_where_it_is(
     veth: VethPair, sched_cls: LoadSchedCls, attach_type: int, direction: str
