@@ -7,9 +7,11 @@ flags, descriptors, ids, devices) stands here, in the kernel's order, the list's
 
 from __future__ import annotations
 
+import copy
 import errno
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from harness.guest.bpf.uapi import (
     BPF_F_ALLOW_MULTI,
@@ -446,6 +448,27 @@ class World:
         """MPROG-REV-006, -007: what nothing holds is freed, and its revision with it."""
         if not self._exists(name) and not self.family(name).keeps_revision:
             self.entries.pop(name, None)
+
+    # States
+
+    def fork(self) -> Self:
+        """Another world in the same state, to go its own way."""
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (dict, set)):
+                setattr(twin, name, value.copy())
+        twin.objects = Objects(dict(self.objects.progs), dict(self.objects.links))
+        return twin
+
+    def key(self) -> Hashable:
+        """The state as a value: equal for worlds in which every call has the same answer from now on."""
+        tables = (self.entries, self.groups, self.qdiscs, self.objects.links, self.objects.progs)
+        return (
+            *(frozenset(table.items()) for table in tables),
+            frozenset(self.gone),
+            frozenset(self.away),
+            self.spares,
+        )
 
     # Reference counts
 
