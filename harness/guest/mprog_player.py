@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
-from harness.guest.bpf.attrs import GetId, LinkCreateMprog, LinkDetach, LinkUpdate, ProgAttach, ProgQuery
+from harness.guest.bpf.attrs import (
+    Attr,
+    GetId,
+    LinkCreateMprog,
+    LinkDetach,
+    LinkUpdate,
+    ProgAttach,
+    ProgQuery,
+)
 from harness.guest.bpf.info import link_info
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
@@ -153,7 +161,9 @@ class Player:
             self._load(name, type)
 
     def _load(self, name: str, type: str) -> None:
-        prog = Prog.load(_CODE, _TYPES[type], name=name)
+        self._know(name, Prog.load(_CODE, _TYPES[type], name=name))
+
+    def _know(self, name: str, prog: Prog) -> None:
         self.ids[name] = prog.id
         self._names[prog.id] = name
         self._fds[name] = prog.release()
@@ -198,7 +208,7 @@ class Player:
         attr.replace_bpf_fd = replace
         attr.relative_fd = self._number(call["anchor"], flags)
         attr.expected_revision = call["revision"]
-        return -raw_call(cmd, ctypes.byref(attr), ctypes.sizeof(attr))
+        return -self._bpf(cmd, attr)
 
     def _do_link(self, call: dict[str, Any]) -> int:
         target, attach_type = self._hooks[call["hook"]]
@@ -209,7 +219,7 @@ class Player:
         attr.flags = flags = call["flags"]
         attr.relative_fd = self._number(call["anchor"], flags)
         attr.expected_revision = call["revision"]
-        fd = raw_call(uapi.BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr))
+        fd = self._bpf(uapi.BPF_LINK_CREATE, attr)
         if fd < 0:
             return -fd
         name = call["link"]
@@ -224,11 +234,11 @@ class Player:
         attr.new_prog_fd = self._fd(call["prog"])
         attr.flags = call["flags"]
         attr.old_prog_fd = self._fd(call["old"])
-        return -raw_call(uapi.BPF_LINK_UPDATE, ctypes.byref(attr), ctypes.sizeof(attr))
+        return -self._bpf(uapi.BPF_LINK_UPDATE, attr)
 
     def _do_link_detach(self, call: dict[str, Any]) -> int:
         self._detach.link_fd = self._fd(call["link"])
-        return -raw_call(uapi.BPF_LINK_DETACH, ctypes.byref(self._detach), ctypes.sizeof(self._detach))
+        return -self._bpf(uapi.BPF_LINK_DETACH, self._detach)
 
     def _do_close(self, call: dict[str, Any]) -> int:
         try:
@@ -236,6 +246,9 @@ class Player:
         except OSError as error:
             return error.errno or 0
         return 0
+
+    def _bpf(self, command: int, attr: Attr) -> int:
+        return raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr))
 
     def _do_fill(self, call: dict[str, Any]) -> int:
         hook = call["hook"]
@@ -351,7 +364,7 @@ class Player:
         if call:
             for place in range(CAPACITY + 1):
                 ids[place] = links[place] = UNTOUCHED
-        error = -raw_call(uapi.BPF_PROG_QUERY, ctypes.byref(attr), ctypes.sizeof(attr))
+        error = -self._bpf(uapi.BPF_PROG_QUERY, attr)
         shown = min(room, attr.count) if attr.prog_ids and error in (0, errno.ENOSPC) else 0
         if call and any(number != UNTOUCHED for number in (*ids[shown:], *links[0 if plain else shown :])):
             error = -1  # the kernel wrote behind the end

@@ -57,7 +57,7 @@ def _used(calls: Sequence[Call]) -> dict[str, Hook]:
 def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]) -> Divergence | None:
     """The first difference between what was played and the model; None when there is none."""
     world = World(features)
-    names = _Names(calls, played["ids"])
+    names = Names(calls, played["ids"])
     for place, (call, (error, raw)) in enumerate(zip(calls, played["answers"], strict=True)):
         hook = hook_of(call, world)
         outcome = world.do(call)
@@ -69,7 +69,7 @@ def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]
     return _compare_end(world, played, names)
 
 
-def _compare_end(world: World, played: Mapping[str, Any], names: _Names) -> Divergence | None:
+def _compare_end(world: World, played: Mapping[str, Any], names: Names) -> Divergence | None:
     for hook, raw in played["views"].items():
         if found := _differ(_look(world, hook), raw, names):
             return Divergence(None, f"at the end a query of {hook} shows", *found)
@@ -103,16 +103,23 @@ def _look(world: World, hook: str | None) -> Outcome | None:
     return world.do(Query(hook)) if hook else None
 
 
-def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: _Names) -> tuple[str, str] | None:
+def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: Names) -> tuple[str, str] | None:
     """(model, kernel) in words, if they differ."""
     if outcome is None or raw is None:
         return None
-    error, revision, count, flags, progs, links = raw
+    error = raw[0]
     if error != outcome.errno:
         return _why(outcome), name_of(error)
     if outcome.view is None:
         return None
-    view = View(
+    view = view_of(raw, names)
+    return None if view == outcome.view else (str(outcome.view), str(view))
+
+
+def view_of(raw: Sequence[Any], names: Names) -> View:
+    """What a player told of a query, in terms of names."""
+    error, revision, count, flags, progs, links = raw
+    return View(
         revision,
         count,
         flags,
@@ -120,11 +127,10 @@ def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: _Names) -
         None if links is None else tuple(names.link(id) for id in links),
         error,
     )
-    return None if view == outcome.view else (str(outcome.view), str(view))
 
 
-class _Names:
-    """The names of ids; "?7" for one that no name has got."""
+class Names:
+    """The names of ids; "?7" for one that no name has got. The calls tell which are links."""
 
     def __init__(self, calls: Sequence[Call], ids: Mapping[str, int]) -> None:
         links = {call.link for call in calls if isinstance(call, LinkCreate)}
@@ -132,9 +138,11 @@ class _Names:
         self._progs = {id: name for name, id in ids.items() if name not in links}
 
     def prog(self, id: int) -> str:
+        """The program's name."""
         return self._progs.get(id, f"?{id}")
 
     def link(self, id: int) -> str | None:
+        """The link's name; None for id 0."""
         return self._links.get(id, f"?{id}") if id else None
 
 
