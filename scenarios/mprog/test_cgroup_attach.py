@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from harness.guest.bpf.cgroup import Cgroup, attach, link, query
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError, errno_name
+from harness.guest.bpf.syscall import BpfError, errno_name, refused
 from harness.guest.bpf.uapi import BPF_F_AFTER as AFTER
 from harness.guest.bpf.uapi import BPF_F_ALLOW_MULTI as MULTI
 from harness.guest.bpf.uapi import BPF_F_ALLOW_OVERRIDE as OVERRIDE
@@ -300,6 +302,21 @@ def test_of_two_mistakes_the_first_in_the_order_of_checks_decides(stage: Stage) 
     before = stage.seen()
     assert refusals(stage, PLAIN_PAIRS) == expected(PLAIN_PAIRS)
     assert stage.seen() == before
+
+
+def test_a_target_is_the_directory_of_a_cgroup_of_version_2(
+    group: Cgroup, cgroup_skb: LoadCgroupSkb, tmp_path: Path
+) -> None:
+    """MPROG-CGROUP-003: not a file in it, nor a cgroup of version 1."""
+    a = cgroup_skb()
+    with (group.path / "cgroup.procs").open() as file, refused(errno.EBADF):
+        attach(file.fileno(), a)
+    subprocess.run(["mount", "-t", "cgroup", "-o", "none,name=kernrig", "none", tmp_path], check=True)
+    try:
+        with refused(errno.EBADF):
+            attach(tmp_path, a)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.requires("cgroup_mprog", "cgroup_preorder")
