@@ -103,6 +103,22 @@ def test_anonymous_detaches_empty_a_list_from_both_ends(
         tcx.detach(dev, attach_type=direction)
 
 
+def test_an_anonymous_detach_does_not_step_over_a_link(dev: Device, sched_cls: LoadSchedCls) -> None:
+    """MPROG-DETACH-017, MPROG-LINK-044: what stands at the place is refused, not its neighbour taken."""
+    a, b = sched_cls(), sched_cls()
+    tcx.attach(dev, a)
+    with tcx.link(dev, b):
+        for flags in (0, BPF_F_AFTER):
+            with refused(errno.EBUSY):
+                tcx.detach(dev, flags=flags)
+        assert tcx.query(dev).prog_ids == ids(a, b)
+        tcx.detach(dev, flags=BPF_F_BEFORE)
+        for flags in (0, BPF_F_AFTER, BPF_F_BEFORE):
+            with refused(errno.EBUSY):
+                tcx.detach(dev, flags=flags)
+        assert tcx.query(dev).prog_ids == ids(b)
+
+
 @pytest.mark.parametrize("direction", [BPF_TCX_INGRESS, BPF_TCX_EGRESS], ids=["ingress", "egress"])
 def test_nothing_can_be_detached_from_nothing(dev: Device, sched_cls: LoadSchedCls, direction: int) -> None:
     """MPROG-DETACH-006, -009, MPROG-FIX-002: neither where there is no list nor from the empty list of clsact."""
