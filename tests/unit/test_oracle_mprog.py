@@ -347,7 +347,7 @@ def test_a_query_fills_what_there_is_room_for(entry: World, count: int, progs: i
 
 # cgroups
 
-MULTI = BPF_F_ALLOW_MULTI
+MULTI, OVERRIDE = BPF_F_ALLOW_MULTI, uapi.BPF_F_ALLOW_OVERRIDE
 
 
 def test_a_cgroup_answers_differently() -> None:
@@ -374,6 +374,48 @@ def test_a_cgroup_answers_differently() -> None:
     play(LinkUpdate("l", "u"), Attach("group", "w", MULTI | BPF_F_BEFORE, "v"), world=world)
     assert world.view("group").progs == ("u", "u", "w", "v")
     assert world.view("group").revision == 6
+
+
+def test_of_two_mistakes_at_a_cgroup_the_first_check_decides() -> None:
+    """MPROG-CGROUP-001 to -019; scenarios/mprog/test_cgroup_attach.py asks kernels the same."""
+    before = BPF_F_BEFORE
+    listed = play(Attach("group", "u", MULTI), LinkCreate("l", "group", "v"))
+    locked = play(Attach("below", "u", MULTI), Attach("group", "u"))
+    full = play(Attach("group", "u", MULTI), Fill("group", 64))
+    rows = (
+        (listed, Attach("group", CLOSED, MULTI | 1 << 7), "MPROG-CGROUP-001"),
+        (listed, Attach("group", CLOSED, MULTI | BPF_F_REPLACE, replace=CLOSED), "MPROG-ATTACH-004"),
+        (listed, Attach("group", "w", MULTI | OVERRIDE | BPF_F_REPLACE, replace=CLOSED), "MPROG-ATTACH-006"),
+        (listed, Attach("group", "w", BPF_F_REPLACE, replace=CLOSED), "MPROG-CGROUP-005"),
+        (listed, Attach("group", "w", MULTI | OVERRIDE, revision=9), "MPROG-CGROUP-005"),
+        (
+            listed,
+            Attach("group", "w", MULTI | BPF_F_REPLACE | before, replace="u", revision=9),
+            "MPROG-CGROUP-006",
+        ),
+        (locked, Attach("below", "v", MULTI, revision=9), "MPROG-CGROUP-007"),
+        (locked, Attach("below", "u", MULTI), "MPROG-CGROUP-008"),
+        (full, Attach("group", "w"), "MPROG-CGROUP-009"),
+        (full, Attach("group", "w", MULTI | BPF_F_REPLACE, replace="x"), "MPROG-CGROUP-010"),
+        (full, Attach("group", "u", MULTI), "MPROG-CGROUP-010"),
+        (listed, Attach("group", "u", MULTI | BPF_F_REPLACE, replace="x"), "MPROG-CGROUP-011"),
+        (listed, Attach("group", "u", MULTI | before, CLOSED), "MPROG-CGROUP-011"),
+        (listed, Attach("group", "w", MULTI | BPF_F_REPLACE, "u", replace="v"), "MPROG-CGROUP-012"),
+        (listed, Attach("group", "w", MULTI, CLOSED), "MPROG-CGROUP-014"),
+        (listed, Attach("group", "w", MULTI | before | BPF_F_LINK, CLOSED), "MPROG-CGROUP-015"),
+        (listed, LinkCreate("m", "group", "w", before, CLOSED), "MPROG-CGROUP-015"),
+        (listed, Attach("group", "w", MULTI | before | uapi.BPF_F_PREORDER, "w"), "MPROG-CGROUP-019"),
+    )
+    for world, call, rule in rows:
+        assert world.do(call).rule == rule, call
+
+
+def test_an_overwriting_request_is_not_asked_for_its_position() -> None:
+    """MPROG-CGROUP-013: the next one with a mistake in it is."""
+    world = play(Attach("group", "u"), Attach("group", "v", BPF_F_BEFORE | BPF_F_AFTER | BPF_F_LINK, CLOSED))
+    assert (world.view("group").progs, world.view("group").revision) == (("v",), 3)
+    world = play(Detach("group"), world=world)
+    assert world.do(Attach("group", "v", BPF_F_LINK, CLOSED)).rule == "MPROG-CGROUP-014"
 
 
 def test_what_runs_in_a_cgroup_are_its_own_programs_and_those_above() -> None:
