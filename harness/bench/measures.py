@@ -7,14 +7,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from harness.bench import modelspeed
 from harness.bench.figures import WORKERS
 from harness.bench.program import Program, children_cpu
-from harness.bench.workbench import TEMPLATE_KINDS, TRIVIAL_NODE, Workbench, edit
+from harness.bench.workbench import TEMPLATE_KINDS, TRIVIAL_NODE, Values, Workbench, edit
 from harness.cache import Cache
 from harness.deadline import Deadline
 from harness.errors import KernrigError
@@ -22,21 +23,16 @@ from harness.evidence import Evidence
 from harness.scenario import Job, run
 from harness.ssh import SshClient
 from harness.vm import boot, keys, template
-from harness.vmfixture import Vm
 
 MANY_WORKERS = 8
 COMMAND_SECONDS = 60.0
 FIRST_VERDICT_SECONDS = 180.0
 RUN_SECONDS = 1200.0
-# Random sequences in one measurement of the model's speed, some 60 calls each.
-SEQUENCES = 60
 
 # As pytest -v writes them: NODEID OUTCOME, or with xdist [gwN] [ P%] OUTCOME NODEID.
 VERDICT = re.compile(
     r"^(?:\S+::.* |\[gw\d+\] \[ *\d+%\] )(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE
 )
-
-Values = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -179,27 +175,6 @@ def start_edited(name: str, options: Sequence[str], bench: Workbench) -> Values:
     return {name: seconds}
 
 
-def model(name: str, append: Sequence[str], bench: Workbench) -> Values:
-    """Random sequences of calls, generated, played in one machine and compared; `append` is for the command line."""
-    from harness.modelcheck.search import Stage, features_of, search
-
-    base = bench.rig.settings.shape
-    shape = replace(base, append=(*base.append, *append))
-    with bench.rig.lease(bench.kernel, shape, own=True) as lease:
-        vm = Vm(lease.machine, bench.rig, bench.kernel, shape)
-        try:
-            features = features_of(vm)
-            if features is None:
-                raise KernrigError("This kernel has no tcx to compare with the model.")
-            stage = Stage(vm, features)
-            search(stage.play, features, examples=SEQUENCES, seed=0, folder=bench.trivial / "counterexamples")
-        except AssertionError as found:
-            raise KernrigError(f"Kernel and model differ: {found}") from found
-        finally:
-            vm.machine.close()
-    return {name: stage.figures.rate}
-
-
 def _real(bench: Workbench, *, edited: bool = False) -> Path:
     project = bench.edited if edited else bench.real
     if project is None:
@@ -262,9 +237,10 @@ MEASURES: tuple[Measure, ...] = (
         warm_up=clone_verdict,
     ),
     *(
-        Measure(name, (name,), partial(model, name, append))
+        Measure(name, (name,), partial(modelspeed.sequences, name, append))
         for name, append in (("model", ()), ("model-no-expedite", ("rcupdate.rcu_expedited=0",)))
     ),
+    Measure("races", ("races",), modelspeed.races),
     *(Measure(f"rate-n{n}", (f"rate-n{n}", f"cpu-n{n}"), partial(rate, n)) for n in WORKERS),
     *(
         Measure(name, (name,), partial(take, name, options), warm_up=fill_caches)

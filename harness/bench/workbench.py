@@ -6,7 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from harness.rig import Rig
 from harness.settings import Settings
 
 Say = Callable[[str], None]
+# What a measurement gives, by the names of its figures.
+Values = Mapping[str, float]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATE_KINDS = ("boot-template", "load-template")
