@@ -23,6 +23,7 @@ NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLA_F_NESTED = 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWQDISC, RTM_DELQDISC = 16, 17, 20, 28, 36, 37
+RTM_NEWROUTE, RTM_DELNEIGH = 24, 29
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
@@ -36,6 +37,8 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
+RTA_DST, RTA_GATEWAY = 1, 5
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 IFF_UP = 0x1
 TCA_KIND, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 13, 14
 TC_H_CLSACT, CLSACT_HANDLE, NEW_HANDLE = 0xFFFFFFF1, 0xFFFF0000, 0xFFFE0000
@@ -45,6 +48,7 @@ IFINFOMSG = struct.Struct("=BxHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
 NDMSG = struct.Struct("=BxxxiHBB")
 TCMSG = struct.Struct("=BxxxiIII")
+RTMSG = struct.Struct("=BBxxBBxBxxxx")
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,22 @@ def new_neighbour(index: int, address: str, mac: str) -> Request:
     payload = NDMSG.pack(family, index, NUD_PERMANENT, 0, 0)
     payload += attribute(NDA_DST, socket.inet_pton(family, address)) + attribute(NDA_LLADDR, mac_bytes(mac))
     return Request(f"add neighbour {address} to device {index}", RTM_NEWNEIGH, NLM_F_CREATE, payload)
+
+
+def delete_neighbour(index: int, address: str) -> Request:
+    """Forget the neighbour: whoever sends to it has to ask for its MAC address. ENOENT when there is none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    payload = NDMSG.pack(family, index, 0, 0, 0) + attribute(NDA_DST, socket.inet_pton(family, address))
+    return Request(f"delete neighbour {address} of device {index}", RTM_DELNEIGH, 0, payload)
+
+
+def new_route(address: str, gateway: str) -> Request:
+    """Route what is for one `address` by way of `gateway`, which must be reachable directly."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed, via = socket.inet_pton(family, address), socket.inet_pton(family, gateway)
+    payload = RTMSG.pack(family, 8 * len(packed), RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST)
+    payload += attribute(RTA_DST, packed) + attribute(RTA_GATEWAY, via)
+    return Request(f"add route to {address} by {gateway}", RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, payload)
 
 
 def encode(requests: Iterable[Request], first_sequence: int) -> bytes:
