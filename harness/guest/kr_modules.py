@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""kernrig's own test modules, loaded for a while: kr_kptr (a kptr type) and kr_ops (a struct_ops type).
+"""kernrig's own test modules, loaded for a while: kr_kptr (a kptr type), kr_ops (a struct_ops type), kr_offload (a
+device that takes programs).
 
-Both count what happens to them; the counters and controls are those of images/modules/*.c.
+The first two count what happens to them; the counters and controls are those of images/modules/*.c.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ class KrKptr(TestModule):
         line = (self.debugfs / "static").read_text().splitlines()[id]
         fields = dict(field.split("=") for field in line.split())
         return int(fields["refs"]) - 1  # the module's own
+
+
+class KrOffload(TestModule):
+    """kr_offload: the network device `kr_offload` in the initial namespace, for which programs can be loaded."""
+
+    name = "kr_offload"
 
 
 class KrOps(TestModule):

@@ -61,8 +61,9 @@ class Prog(Descriptor):
         line_info: Sequence[tuple[int, int, int, int]] = (),
         fd_array: Sequence[Descriptor | int] = (),
         fd_array_cnt: int = 0,
+        ifindex: int = 0,
     ) -> Prog:
-        """Load a program; the arguments are BPF_PROG_LOAD's.
+        """Load a program; the arguments are BPF_PROG_LOAD's. `ifindex` is the device that is to run it.
 
         `func_info` are pairs (instruction, BTF id of the FUNC), `line_info` the four fields of struct
         bpf_line_info. A refused load is repeated with the verifier's log on, so that the BpfError raised has
@@ -74,6 +75,7 @@ class Prog(Descriptor):
             insn_cnt=len(code) // 8,
             prog_flags=flags,
             prog_name=name.encode(),
+            prog_ifindex=ifindex,
             expected_attach_type=expected_attach_type,
             attach_btf_id=attach_btf_id,
             prog_btf_fd=fd_of(btf),
