@@ -195,3 +195,14 @@ def test_programs_see_the_whole_frame(veth: VethPair, sched_cls: LoadSchedCls, a
         raw = seen.lookup(0)
     assert raw is not None
     assert (raw[:24], int.from_bytes(raw[24:], "little")) == (sent[:24], len(sent))
+
+
+def test_what_the_root_qdisc_loses_has_met_the_programs(veth: VethPair, journal: Journal) -> None:
+    """MPROG-RUN-007: those of tcx, then a filter of clsact."""
+    qdisc.add_clsact(veth.a)
+    qdisc.add_bpf_filter(veth.a, journal.prog(2).fd, egress=True)
+    with veth.a.ns.entered():
+        tcx.attach(veth.a, journal.prog(1), attach_type=BPF_TCX_EGRESS)
+    qdisc.add_netem(veth.a, loss_percent=100)
+    assert send_frames(veth, 1) == 0
+    assert journal.read() == [1, 2]

@@ -43,6 +43,18 @@ def test_each_id_in_code_and_documents_stands_in_a_table() -> None:
 
 
 @EVERY_FACILITY
+def test_each_behaviour_is_named_by_a_scenario_or_the_model_or_is_exempt(facility: Facility) -> None:
+    exempt = {name for name, _ in facility.exemptions}
+    places = named(ROOT, facility.behaviours)
+    uncovered = [
+        f"{behaviour.id}  {behaviour.gist}"
+        for behaviour in facility.behaviours
+        if behaviour.id not in exempt and not places[behaviour.id]
+    ]
+    assert not uncovered, "\n".join([f"{len(uncovered)} behaviours are named nowhere:", *uncovered])
+
+
+@EVERY_FACILITY
 def test_no_behaviour_is_both_exempt_and_named(facility: Facility) -> None:
     places = named(ROOT, facility.behaviours)
     stale = [f"{name}: {places[name][0]}" for name, _ in facility.exemptions if places[name]]
