@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from threading import Event, Thread
 
 import pytest
@@ -14,13 +15,14 @@ from harness.guest.bpf.link import Link
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError, refused
 from harness.guest.bpf.uapi import BPF_TCX_EGRESS, BPF_TCX_INGRESS
+from harness.guest.kr_modules import KrOffload, missing
 from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
-from harness.guest.rtnl import delete_link, new_ingress_side, new_veth
+from harness.guest.rtnl import delete_link, move_link, new_ingress_side, new_veth
 from harness.guest.traffic import send_frames
 from harness.guest.waiting import wait_until
 from scenarios.conftest import LoadSchedCls
-from scenarios.mprog.conftest import Journal
+from scenarios.mprog.conftest import Journal, ids
 
 DIRECTIONS = (BPF_TCX_INGRESS, BPF_TCX_EGRESS)
 
@@ -70,7 +72,7 @@ def test_removing_a_device_frees_programs_and_empties_links(
 
 
 def test_removing_a_namespace_removes_its_devices(netns: NetNamespace, sched_cls: LoadSchedCls) -> None:
-    """MPROG-LIFE-004: in the background, and with them those at the other end, which are elsewhere."""
+    """MPROG-LIFE-004, MPROG-LINK-041: in the background, and with them those at the other end, which are elsewhere."""
     linked, other, far, direct = (sched_cls() for _ in range(4))
     doomed = NetNamespace.create()
     macs = ("02:00:00:00:00:01", "02:00:00:00:00:02")
@@ -91,6 +93,46 @@ def test_removing_a_namespace_removes_its_devices(netns: NetNamespace, sched_cls
     wait_until(
         lambda: number not in Prog.ids(), timeout=5, what="the program that only the device held to go"
     )
+
+
+@pytest.fixture
+def hardware() -> Iterator[Device]:
+    """A device as a driver makes it, in the initial namespace: not one that user space has created."""
+    if reason := missing(KrOffload.name):
+        pytest.skip(reason)
+    with KrOffload(), NetNamespace.current() as initial:
+        yield Device.find(initial, KrOffload.name)
+
+
+def test_hardware_comes_home_when_its_namespace_goes(hardware: Device, sched_cls: LoadSchedCls) -> None:
+    """MPROG-LIFE-004, -005: with programs, links and revision, but without clsact."""
+    linked, direct, other = (sched_cls() for _ in range(3))
+    doomed = NetNamespace.create()
+    hardware.ns.rtnl.request(move_link(hardware.ifindex, doomed.fd))
+    away = Device.find(doomed, hardware.name)
+    qdisc.add_clsact(away)
+    with doomed.entered():
+        link = tcx.link(away, linked)
+        tcx.attach(away, direct)
+        before = tcx.query(away)
+    doomed.close()
+
+    def is_home() -> bool:
+        try:
+            return Device.find(hardware.ns, hardware.name).ifindex > 0
+        except OSError as error:
+            assert error.errno == errno.ENODEV
+            return False
+
+    wait_until(is_home, timeout=5, what="the device to be in the initial namespace")
+    home = Device.find(hardware.ns, hardware.name)
+    assert tcx.query(home) == before
+    assert "clsact" not in qdisc.kinds(home)
+    assert link.info().ifindex == home.ifindex
+    link.update(other)
+    assert tcx.query(home).prog_ids == ids(other, direct)
+    link.close()
+    tcx.detach(home, direct)
 
 
 def test_a_device_that_goes_down_and_up_keeps_its_lists(veth: VethPair, journal: Journal) -> None:
