@@ -134,7 +134,7 @@ class Arena(Player):
             self._ns.rtnl.request(*(link_up(INDEX[end]) for end in dict.fromkeys(ends)))
 
     def _load(self, name: str, type: str) -> None:
-        if type != "sched_cls":
+        if type != "sched_cls" or name not in self._types:
             super()._load(name, type)
             return
         number = list(self._types).index(name) + 1

@@ -24,6 +24,7 @@ from harness.modelcheck.history import Answer, Frame, Info, Operation, in_order
 from harness.modelcheck.linearise import Contradiction, Explanation, explain
 from harness.modelcheck.listing import from_json
 from harness.modelcheck.timeline import shortened, told
+from harness.oracle import mprog
 from harness.oracle.calls import (
     AddQdisc,
     Attach,
@@ -31,6 +32,7 @@ from harness.oracle.calls import (
     Close,
     DeleteQdisc,
     Detach,
+    Fill,
     LinkCreate,
     LinkDetach,
     LinkUpdate,
@@ -48,8 +50,11 @@ RACE_SECONDS = 30.0
 THREADS = 3
 CALLS = 150
 
-# The lists that one race is about.
-STAGES: tuple[tuple[str, ...], ...] = (("in",), ("in",), ("in", "out"), ("primary",), ("group",))
+# The lists that one race is about. No frames pass through "other": it is filled first.
+STAGES: tuple[tuple[str, ...], ...] = (("in",), ("in", "out"), ("primary",), ("in",), ("group",), ("other",))
+FULL = "other"
+NEARLY_FULL = mprog.CAPACITY - 2
+FEWEST_PROGRAMS = 2  # of those that come and go: lists shall be empty now and then, too
 
 _OPS = (
     *("attach",) * 10,
@@ -60,6 +65,8 @@ _OPS = (
     *("link_detach",) * 2,
     *("query",) * 8,
 )
+# No link is refused because its program is there already: MPROG-CGROUP-021.
+_CGROUP_OPS = (*_OPS, *("close",) * 5, *("link_detach",) * 5, *("detach",) * 5)
 _PLACES = (*(0,) * 4, *(BPF_F_BEFORE, BPF_F_AFTER) * 3, BPF_F_BEFORE | BPF_F_AFTER)
 _NAMINGS = (0, 0, BPF_F_ID, BPF_F_LINK, BPF_F_LINK | BPF_F_ID)
 
@@ -69,6 +76,7 @@ class Race:
     """What each thread shall do; names and revisions may be left open (harness.guest.mprog_racers:Memory)."""
 
     hooks: tuple[str, ...]
+    prelude: tuple[Call, ...]
     threads: tuple[tuple[Call, ...], ...]
 
     def request(self) -> dict[str, Any]:
@@ -77,7 +85,7 @@ class Race:
         return {
             "hooks": {name: (HOOKS[name].target, HOOKS[name].attach_number) for name in self.hooks},
             "progs": {name: type for name, type in PROGRAMS.items() if type in types},
-            "prelude": [],
+            "prelude": [call.to_json() for call in self.prelude],
             "threads": [[call.to_json() for call in calls] for calls in self.threads],
         }
 
@@ -94,8 +102,12 @@ def races(features: Features, seed: int, *, calls: int = CALLS) -> Iterator[Race
             HOOKS[hooks[0]].family == "cgroup" and not features.cgroup_mprog
         ):
             continue
-        threads = [_Drawer(random, hooks, thread) for thread in range(THREADS)]
-        yield Race(hooks, tuple(tuple(drawer.call() for _ in range(calls)) for drawer in threads))
+        prelude = tuple(Fill(hook, NEARLY_FULL) for hook in hooks if hook == FULL)
+        type = World(features).family(hooks[0]).prog_type
+        progs = [name for name in PROGRAMS if PROGRAMS[name] == type]
+        progs = random.sample(progs, random.randint(FEWEST_PROGRAMS, len(progs)))
+        threads = [_Drawer(random, hooks, progs, thread) for thread in range(THREADS)]
+        yield Race(hooks, prelude, tuple(tuple(drawer.call() for _ in range(calls)) for drawer in threads))
 
 
 @dataclass
@@ -104,14 +116,13 @@ class _Drawer:
 
     random: Random
     hooks: Sequence[str]
+    progs: Sequence[str]
     thread: int
     links: int = 0
     clsact: bool = False
 
     def __post_init__(self) -> None:
-        family = World().family(self.hooks[0])
-        self.cgroup = family.name == "cgroup"
-        self.progs = [name for name, type in PROGRAMS.items() if type == family.prog_type]
+        self.cgroup = HOOKS[self.hooks[0]].family == "cgroup"
         # What a delete without a qdisc returns depends on whether there ever was one: one thread knows. And while it
         # comes or goes, what the device sends is lost (net/sched/sch_api.c:qdisc_graft deactivates the device).
         self.qdisc = tuple(self.hooks) == ("in",) and self.thread == 0
@@ -128,7 +139,7 @@ class _Drawer:
             kind = AddQdisc if self.clsact else DeleteQdisc
             return kind("d0", "clsact")
         hook = self.pick(self.hooks)
-        match self.pick(_OPS):
+        match self.pick(_CGROUP_OPS if self.cgroup else _OPS):
             case "attach":
                 return self._attach(hook)
             case "detach":

@@ -21,6 +21,7 @@ SECONDS = 20.0
 EXPLAINED_SHOWN = 8
 STATES_SHOWN = 3
 BAR = 40
+SLOTS_SHOWN = 5
 FLAGS = ("REPLACE", "BEFORE", "AFTER", "ID", "LINK", "ALLOW_MULTI", "ALLOW_OVERRIDE", "PREORDER")
 
 
@@ -155,6 +156,8 @@ def _answered(answer: Answer) -> str:
 def _elements(progs: Sequence[str], links: Sequence[str | None] | None) -> str:
     owners = links if links is not None else [None] * len(progs)
     shown = [f"{prog}({link})" if link else prog for prog, link in zip(progs, owners, strict=False)]
+    if len(shown) > 2 * SLOTS_SHOWN:
+        shown[SLOTS_SHOWN:-SLOTS_SHOWN] = [f"... {len(shown) - 2 * SLOTS_SHOWN} more ..."]
     return f"[{' '.join(shown)}]"
 
 
