@@ -160,11 +160,12 @@ def test_attach_and_detach_of_a_program_leave_the_list_as_it_was(calls: tuple[Ca
 @SEQUENCES
 @given(ALL)
 def test_nothing_is_left_when_everything_is_closed(calls: tuple[Call, ...]) -> None:
-    """MPROG-LAW-009."""
+    """MPROG-LAW-009: and unpinned."""
     world = World()
     for call in calls:
         world.do(call)
     for name in [*world.objects.links, *world.objects.progs]:
+        world.do(Unpin(name))
         world.do(Close(name))
     attached = {prog for view in look(world).values() for prog in view.progs}
     assert world.alive_progs() == attached
