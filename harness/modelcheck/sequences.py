@@ -7,6 +7,7 @@ calls shall succeed, and each way to fail shall come up. What comes first in a c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -101,6 +102,15 @@ _OPS = (
 _OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "link")
 
 
+# Making a strategy costs more than drawing from it.
+_SIXTEEN, _FOUR = st.integers(0, 15), st.integers(0, 3)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _among(choices: tuple[T, ...]) -> st.SearchStrategy[T]:
+    return st.sampled_from(choices)
+
+
 @st.composite
 def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
     """One to MOST_CALLS calls for a kernel with these features."""
@@ -130,7 +140,8 @@ class _Drawer:
     about_full: int = 0
 
     def pick(self, choices: Sequence[T]) -> T:
-        return self.draw(st.sampled_from(choices))
+        picked: T = self.draw(_among(tuple(choices)))
+        return picked
 
     def call(self) -> Call:
         call: Call = getattr(self, f"_{self.pick(_OPS_AT_A_FULL_LIST if self.about_full else _OPS)}")()
@@ -231,10 +242,10 @@ class _Drawer:
     # Operands
 
     def rarely(self) -> bool:
-        return self.draw(st.integers(0, 15)) == 15
+        return self.draw(_SIXTEEN) == 15
 
     def mostly(self) -> bool:
-        return self.draw(st.integers(0, 3)) != 3
+        return self.draw(_FOUR) != 3
 
     def hook(self) -> str:
         if self.about_full:
