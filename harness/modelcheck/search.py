@@ -110,6 +110,15 @@ def search(play: Play, features: Features, *, examples: int, seed: int, folder: 
     """
     __tracebackhide__ = True
     replay(folder, play, features)
+    try:
+        hunt(play, features, examples=examples, seed=seed)
+    except Found as end:
+        calls, found = shortest(end.calls, end.divergence, play)
+        raise AssertionError(_told(calls, found, features, _keep(calls, folder))) from None
+
+
+def hunt(play: Play, features: Features, *, examples: int, seed: int) -> None:
+    """Play so many random sequences. Raises Found at the first on which kernel and model differ."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -123,16 +132,14 @@ def search(play: Play, features: Features, *, examples: int, seed: int, folder: 
     @hypothesis.given(sequences(features))
     def kernel_agrees_with_model(calls: tuple[Call, ...]) -> None:
         if found := play(calls):
-            raise _Found(calls, found)
+            raise Found(calls, found)
 
-    try:
-        kernel_agrees_with_model()
-    except _Found as end:
-        calls, found = shortest(end.calls, end.divergence, play)
-        raise AssertionError(_told(calls, found, features, _keep(calls, folder))) from None
+    kernel_agrees_with_model()
 
 
-class _Found(Exception):
+class Found(Exception):
+    """A sequence on which kernel and model differ, and how."""
+
     def __init__(self, calls: Sequence[Call], divergence: Divergence) -> None:
         super().__init__(str(divergence))
         self.calls = calls

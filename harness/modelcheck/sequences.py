@@ -99,7 +99,7 @@ _OPS = (
     *("hold",) * 3,
     "device",
 )
-_OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "link")
+_OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "attach", "link")
 
 
 # Making a strategy costs more than drawing from it.
@@ -117,7 +117,7 @@ def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
     stage = [hook for hook in draw(st.sampled_from(_STAGES)) if _has(features, hook)] or ["in"]
     drawer = _Drawer(draw, World(features), stage)
     calls: list[Call] = []
-    if draw(st.integers(0, 5)) == 5:
+    if draw(_FOUR) == 3:
         calls.append(drawer.fill())
     calls += [drawer.call() for _ in range(draw(st.integers(1, MOST_CALLS)))]
     return tuple(calls)
