@@ -186,19 +186,44 @@ class Runner:
             shape, seconds = self.shape_of(item)
             job = self._job(item, seconds)
             evidence.facts["shape"] = str(shape)
-            with self.rig.lease(self.kernel_of(item), shape) as lease:
-                finished = run(
-                    lease.machine,
-                    job,
-                    evidence,
-                    lambda message: self._hear(item, message),
-                    rerun=self._rerun(item),
-                )
-                lease.spoiled = lease.spoiled or finished.verdict.dirty
+            finished = self._run_on_a_machine(item, job, shape, evidence)
+            if not finished.taken:
+                # Nothing of the scenario has run, so another machine may have it.
+                self._tell_of_second_machine(item)
+                evidence = Evidence(item.nodeid, self.kernel_of(item), facts=dict(evidence.facts))
+                evidence.facts["machines"] = 2
+                finished = self._run_on_a_machine(item, job, shape, evidence)
         except (KernrigError, MachineLostError, TimeoutError) as error:
             end = MachineEnd(End.TEMPLATE, str(error))
             finished = Finished(judge(reports=[], end=end, rerun=self._rerun(item)), [], evidence)
         self._report(item, finished)
+
+    def _run_on_a_machine(
+        self, item: pytest.Function, job: Job, shape: Shape, evidence: Evidence
+    ) -> Finished:
+        with self.rig.lease(self.kernel_of(item), shape) as lease:
+            finished = run(
+                lease.machine,
+                job,
+                evidence,
+                lambda message: self._hear(item, message),
+                rerun=self._rerun(item),
+            )
+            lease.spoiled = lease.spoiled or finished.verdict.dirty
+        return finished
+
+    @staticmethod
+    def _tell_of_second_machine(item: pytest.Item) -> None:
+        path, line, _ = item.location
+        said = "the machine did not begin with the scenario; it runs on another one"
+        item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={
+                "warning_message": warnings.WarningMessage(said, pytest.PytestWarning, path, line or 0),
+                "when": "runtest",
+                "nodeid": item.nodeid,
+                "location": None,
+            }
+        )
 
     def _rerun(self, item: pytest.Item) -> str:
         """The command that runs this scenario again the same way."""

@@ -37,6 +37,8 @@ CONSOLE_TAIL_LINES = 20
 _AGENT_ENDED = re.compile(r"the guest's agent has ended with status \d+")
 # What kernel_power_off() and kernel_halt() print (kernel/reboot.c). QEMU ends with status 0 after a reset, too.
 _SWITCHED_OFF = re.compile(r"reboot: (Power down|System halted)")
+# The ways to end that say nothing of the scenario if the guest has not begun with it.
+_NOT_TAKEN = (End.HANG, End.DEADLINE, End.CONNECTION)
 _SYSRQ = (("l", "backtraces of all CPUs"), ("w", "blocked tasks"), ("m", "memory"))
 
 
@@ -54,17 +56,19 @@ class Job:
 
 @dataclass
 class Finished:
-    """What came of it. `reports` are pytest's, serialised, in order."""
+    """What came of it. `reports` are pytest's, serialised, in order; `taken`: whether the guest began with it."""
 
     verdict: Verdict
     reports: list[dict[str, Any]]
     evidence: Evidence
+    taken: bool = True
 
 
 @dataclass
 class _Heard:
     """What the guest has said so far."""
 
+    begun: bool = False
     reports: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] | None = None
     collection_errors: list[dict[str, str]] | None = None
@@ -97,10 +101,13 @@ def run(
         end = _lost(machine, lost)
     except (SshError, OSError) as error:
         end = _lost(machine, MachineLostError(str(error)))
+    if end is not None and end.how in _NOT_TAKEN and not heard.begun:
+        end = MachineEnd(End.NOT_TAKEN, end.detail)
     return _finish(machine, job, heard, end, evidence, console_mark, rerun)
 
 
 def _hear(message: dict[str, Any], heard: _Heard) -> None:
+    heard.begun = True
     match message["type"]:
         case "report":
             heard.reports.append(message["report"])
@@ -228,7 +235,7 @@ def _finish(
         lost_records=lost_records(records) if heard.end is not None else 0,
         rerun=rerun,
     )
-    return Finished(verdict, heard.reports, evidence)
+    return Finished(verdict, heard.reports, evidence, taken=end is None or end.how is not End.NOT_TAKEN)
 
 
 def _process_end(status: int) -> MachineEnd:

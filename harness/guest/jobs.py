@@ -233,6 +233,7 @@ def work(
         random.seed()
         os.environ.update(request.get("environment", {}))
         send = sender(connection)
+        tell(send, {"type": "begun"})
         if request["op"] == "run":
             live = request["options"].get("capture") == "no"
             thread = None

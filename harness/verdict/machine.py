@@ -23,6 +23,7 @@ class End(StrEnum):
     QEMU_KILLED = "qemu-killed"
     QEMU_FAILED = "qemu-failed"
     TEMPLATE = "template"
+    NOT_TAKEN = "not-taken"
     CONNECTION = "connection"
     HARNESS = "harness"
 
@@ -31,7 +32,15 @@ KERNEL_ENDS = frozenset({End.PANIC, End.HANG, End.HALT, End.RESET, End.AGENT_KIL
 """The guest itself went down or stopped answering."""
 
 INFRA_ENDS = frozenset(
-    {End.QEMU_ABORTED, End.QEMU_KILLED, End.QEMU_FAILED, End.TEMPLATE, End.CONNECTION, End.HARNESS}
+    {
+        End.QEMU_ABORTED,
+        End.QEMU_KILLED,
+        End.QEMU_FAILED,
+        End.TEMPLATE,
+        End.NOT_TAKEN,
+        End.CONNECTION,
+        End.HARNESS,
+    }
 )
 """The machine was taken away from under the guest, or never reached."""
 
@@ -48,6 +57,7 @@ _SENTENCES = {
     End.QEMU_KILLED: "QEMU was killed from outside",
     End.QEMU_FAILED: "QEMU gave up",
     End.TEMPLATE: "no machine could be made for the scenario",
+    End.NOT_TAKEN: "the machine did not begin with the scenario",
     End.CONNECTION: "the connection to the guest failed",
     End.HARNESS: "the harness failed",
 }

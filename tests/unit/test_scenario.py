@@ -86,6 +86,13 @@ def finish(machine: FakeMachine) -> Any:
     return run(cast(Machine, machine), Job(NODEID, {}, 5), evidence, lambda message: None)
 
 
+@pytest.mark.parametrize("failure", [SshError("reset"), DeadlineError("waited 5 s")])
+def test_who_has_said_nothing_has_not_begun(failure: Exception) -> None:
+    pong = {"jobs": []}
+    assert not finish(FakeMachine([], failure, pong=pong)).taken
+    assert finish(FakeMachine([{"type": "begun"}], failure, pong=pong)).taken
+
+
 def test_messages_are_passed_on_as_they_come() -> None:
     heard: list[dict[str, Any]] = []
     machine = FakeMachine([*PASSED, CLEAN_END])

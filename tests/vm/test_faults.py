@@ -165,3 +165,39 @@ def _damaged_template_is_made_again(project: Project, cache: Path) -> None:
     assert json.loads((state.parent / "facts.json").read_text())["items"] == [
         "scenarios/test_one.py::test_one"
     ]
+
+
+STOP_MACHINES = """
+from contextlib import contextmanager
+from harness.rig import Rig
+
+lease, stopped = Rig.lease, []
+
+@contextmanager
+def lease_a_stopped_one(self, *args, **kwargs):
+    with lease(self, *args, **kwargs) as lent:
+        if len(stopped) < {count}:
+            lent.machine.process.monitor().execute("stop")
+            stopped.append(lent)
+        yield lent
+
+Rig.lease = lease_a_stopped_one
+"""
+
+
+@pytest.mark.parametrize(("count", "status"), [(1, 0), (2, 1)], ids=["the first", "the second, too"])
+def test_a_machine_that_does_not_begin_is_replaced_once(
+    empty_project: Project, count: int, status: int
+) -> None:
+    """Nothing of the scenario has run on it; a kernel is not to blame for that."""
+    empty_project.write(
+        {
+            "conftest.py": STOP_MACHINES.format(count=count),
+            "scenarios/test_one.py": "def test_one():\n    pass\n",
+        }
+    )
+    ran = empty_project.pytest("--kr-timeout=2", "-rA")
+    assert ran.status == status, ran.everything
+    assert "the machine did not begin with the scenario; it runs on another one" in ran.output
+    if status:
+        assert "INFRA: the machine did not begin with the scenario" in ran.output
