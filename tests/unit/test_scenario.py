@@ -88,7 +88,7 @@ def finish(machine: FakeMachine) -> Any:
 
 @pytest.mark.parametrize("failure", [SshError("reset"), DeadlineError("waited 5 s")])
 def test_who_has_said_nothing_has_not_begun(failure: Exception) -> None:
-    pong = {"jobs": []}
+    pong: dict[str, Any] = {"jobs": []}
     assert not finish(FakeMachine([], failure, pong=pong)).taken
     assert finish(FakeMachine([{"type": "begun"}], failure, pong=pong)).taken
 
