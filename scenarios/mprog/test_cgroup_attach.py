@@ -298,7 +298,7 @@ def test_a_refused_request_changes_nothing(stage: Stage) -> None:
 
 
 def test_of_two_mistakes_the_first_in_the_order_of_checks_decides(stage: Stage) -> None:
-    """MPROG-CGROUP-001 to -012."""
+    """MPROG-CGROUP-001 to -005, -008, -009, -011, -012."""
     before = stage.seen()
     assert refusals(stage, PLAIN_PAIRS) == expected(PLAIN_PAIRS)
     assert stage.seen() == before
@@ -329,7 +329,7 @@ def test_a_refused_position_changes_nothing(stage: Stage) -> None:
 
 @pytest.mark.requires("cgroup_mprog", "cgroup_preorder")
 def test_of_two_mistakes_about_a_position_the_first_decides(stage: Stage) -> None:
-    """MPROG-CGROUP-006 to -019."""
+    """MPROG-CGROUP-006 to -009, -011, -012, -014 to -019."""
     before = stage.seen()
     assert refusals(stage, POSITION_PAIRS) == expected(POSITION_PAIRS)
     assert stage.seen() == before

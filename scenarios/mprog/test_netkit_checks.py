@@ -10,6 +10,7 @@ import pytest
 
 from harness.guest.bpf import netkit, uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
+from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import refused
@@ -86,7 +87,7 @@ def test_attach_checks_the_end_then_what_it_replaces_then_the_list(
 
 @NETKIT_LISTS
 def test_detach_checks_the_end_then_the_list(netkit_ends: Ends, sched_cls: LoadSchedCls, which: int) -> None:
-    """MPROG-NETKIT-001, MPROG-DETACH-002 to -014."""
+    """MPROG-NETKIT-001, MPROG-DETACH-002, -003, -005, -007, -008, -010 to -012, -014."""
     primary, peer = netkit_ends
     there, linked, stranger = sched_cls(), sched_cls(), sched_cls()
     netkit.attach(primary, there, attach_type=which)
@@ -118,7 +119,7 @@ def test_detach_checks_the_end_then_the_list(netkit_ends: Ends, sched_cls: LoadS
 def test_link_creation_checks_the_program_then_the_end_then_the_list(
     netkit_ends: Ends, sched_cls: LoadSchedCls, which: int
 ) -> None:
-    """MPROG-NETKIT-001, MPROG-LINK-002 to -008."""
+    """MPROG-NETKIT-001, MPROG-LINK-002 to -005, -008."""
     primary, peer = netkit_ends
     there, new = sched_cls(), sched_cls()
     netkit.attach(primary, there, attach_type=which)
@@ -140,8 +141,9 @@ def test_link_creation_checks_the_program_then_the_end_then_the_list(
             (errno.EEXIST, {"prog": new}),
             (errno.EBADF, {"relative_fd": there.fd}),
         )
-    assert netkit.query(primary, attach_type=which).prog_ids == ids(new, there)
-    del link
+    assert isinstance(link, Link)
+    with link:
+        assert netkit.query(primary, attach_type=which).prog_ids == ids(new, there)
     assert netkit.query(primary, attach_type=which).prog_ids == ids(there)
 
 
