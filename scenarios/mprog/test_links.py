@@ -14,7 +14,6 @@ from harness.guest.bpf.link import Link
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_TCX_EGRESS, BPF_TCX_INGRESS
 from harness.guest.net import VethPair
-from harness.guest.privilege import CAP_SYS_ADMIN, without
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import Entry, ids
 
@@ -77,15 +76,6 @@ def test_an_id_is_not_given_twice(entry: Entry, sched_cls: LoadSchedCls) -> None
             tcx.link(entry.dev, prog)
     assert len(set(given)) == len(given)
     assert set(Link.ids()) & set(given) == {entry.link.id}
-
-
-def test_to_open_a_link_by_id_needs_privilege(entry: Entry) -> None:
-    """MPROG-LINK-046: and so does listing ids."""
-    with refused(errno.EPERM):
-        without((CAP_SYS_ADMIN,), Link.from_id, entry.link.id)
-    with refused(errno.EPERM):
-        without((CAP_SYS_ADMIN,), lambda: list(Link.ids()))
-    assert entry.link.id in Link.ids()
 
 
 @pytest.mark.parametrize(
