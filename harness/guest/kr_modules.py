@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""kernrig's own test modules, loaded for a while: kr_kptr (a kptr type), kr_ops (a struct_ops type), kr_offload (a
-device that takes programs).
+"""kernrig's own test modules, loaded for a while: kr_kptr (a kptr type), kr_ops and kr_ops2 (a struct_ops type),
+kr_offload (a device that takes programs).
 
-The first two count what happens to them; the counters and controls are those of images/modules/*.c.
+They count what happens to them; the counters and controls are those of images/modules/*.c.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import ClassVar, Self
 
 from harness.guest import modules
+from harness.guest.bpf import btf
 
 DEBUGFS = Path("/sys/kernel/debug")
 
@@ -85,15 +87,27 @@ class KrOffload(TestModule):
 
 
 class KrOps(TestModule):
-    """kr_ops: the struct_ops type kr_ops, and a file to call the members of registered tables."""
+    """kr_ops: the struct_ops type kr_ops, a file to call the members of registered tables, objects that use tables
+    beyond their registration.
+
+    A table is named by its slot, by "#ID" (the id of its map), or by "@NUMBER" (an object that uses it).
+    """
 
     name = "kr_ops"
 
-    def call(self, member: str, slot: int, *values: int) -> int:
-        """What `member` of the table in `slot` returns. Raises OSError (ENOTCONN: there is no table)."""
+    def call(
+        self, member: str, table: int | str, *values: int, context: str = "process", times: int = 1
+    ) -> int:
+        """What `member` of a table returns, the last time if it is called several `times`.
+
+        `context` is where it is called from: "process", "kthread", or "timer" (a soft interrupt). Raises OSError:
+        ENOTCONN when there is no such table any more, ENOENT when there is no such object.
+        """
+        self._locate(table)
         fd = os.open(self.debugfs / "call", os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.write(fd, " ".join(map(str, (member, slot, *values))).encode())
+            words = (context, f"x{times}", member, table, *values)
+            os.write(fd, " ".join(map(str, words)).encode())
             return int(os.read(fd, 64).split()[0])
         finally:
             os.close(fd)
@@ -102,13 +116,52 @@ class KrOps(TestModule):
         """The registered tables, one line each. Raises OSError."""
         return (self.debugfs / "tables").read_text().splitlines()
 
-    def hold(self, command: str) -> None:
-        """ "take SLOT" or "drop": let an object of the module use a table beyond its registration.
+    def bind(self, number: int, table: int | str) -> None:
+        """Make object `number` use a registered table until that registration ends: then it answers ENOTCONN.
 
-        Raises OSError (EOPNOTSUPP: this build cannot).
+        The object follows an update of the link. Raises OSError: ENOTCONN when there is no such table, EBUSY when the
+        object is in use.
         """
-        fd = os.open(self.debugfs / "hold", os.O_WRONLY | os.O_CLOEXEC)
+        self._control("bind", number, table)
+
+    def own(self, number: int, table: int | str) -> None:
+        """Make object `number` use a registered table, with a reference to it, until it is dropped.
+
+        Raises as `bind`.
+        """
+        self.set_param("table_offset", _table_offset())
+        self._control("own", number, table)
+
+    def drop(self, number: int) -> None:
+        """End object `number`, and the reference that it may have. Raises OSError (ENOENT: there is none)."""
+        self._control("drop", number)
+
+    def detach_link(self, slot: int) -> None:
+        """Detach the link of the table in `slot` from the module's side. Raises OSError (ENOENT: there is no link)."""
+        self._control("detach", slot)
+
+    def _control(self, verb: str, number: int, table: int | str = "") -> None:
+        self._locate(table)
+        fd = os.open(self.debugfs / "control", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, command.encode())
+            os.write(fd, f"{verb} {number} {table}".encode())
         finally:
             os.close(fd)
+
+    def _locate(self, table: int | str) -> None:
+        if isinstance(table, str) and table.startswith("#"):
+            self.set_param("table_offset", _table_offset())
+
+
+class KrOps2(KrOps):
+    """kr_ops2: kr_ops by another name, whose struct kr_ops_arg has the same members in other places."""
+
+    name = "kr_ops2"
+
+
+@functools.cache
+def _table_offset() -> int:
+    """Where a table lies in the kernel's struct bpf_struct_ops_map, in bytes."""
+    types = btf.vmlinux()
+    map, value = types.struct("bpf_struct_ops_map"), types.struct("bpf_struct_ops_value")
+    return types.member(map, "kvalue").offset + types.member(value, "data").offset

@@ -2,29 +2,47 @@
 /*
  * A module that defines a struct_ops type, for scenarios about the lives of modules and struct_ops tables.
  *
- * A table is registered in the slot that its data member names. A write to debugfs kr_ops/call calls one member of the table
- * in a slot, "stats" and "tables" show what happened, and the module parameters delay or fail each step of a table's life.
+ * A table is registered in the slot that its data member names. A write to debugfs kr_ops/call calls one member of a table,
+ * "stats" and "tables" show what happened, and the module parameters delay or fail each step of a table's life.
+ *
+ * Objects use a table beyond their making, like the inodes of a file system: a bound one is refused with ENOTCONN once the
+ * registration it was bound to has ended, an owning one holds a reference to the table and so goes on using it.
+ *
+ * kr_ops2.c builds this once more, as a module of another name with another layout of struct kr_ops_arg.
  */
 #include <linux/atomic.h>
 #include <linux/bpf.h>
 #include <linux/bpf_verifier.h>
 #include <linux/btf.h>
 #include <linux/btf_ids.h>
+#include <linux/completion.h>
 #include <linux/debugfs.h>
 #include <linux/delay.h>
 #include <linux/init.h>
+#include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/srcu.h>
+#include <linux/string.h>
+#include <linux/timer.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
 
 #include "kr_ops.h"
 
-#define KR_SLOT_HELD (-1)
+#define CREATE_TRACE_POINTS
+#include "kr_trace.h"
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#define KR_TRACE_CALLED trace_kr_ops_called_tp
+#else
+#define KR_TRACE_CALLED trace_kr_ops_called
+#endif
+
+#define KR_OBJECTS 8
 
 /* How to find a delay or a forced error: all can be changed at run time, errors are positive errno values. */
 #define KR_PARAM(name, text)                       \
@@ -43,22 +61,36 @@ KR_PARAM(init_error, "errno that init fails with after the type is registered");
 KR_PARAM(reg_error, "errno that reg fails with");
 KR_PARAM(update_error, "errno that update fails with");
 KR_PARAM(validate_error, "errno that validate fails with");
+KR_PARAM(table_offset, "where a table lies in its map, in bytes, for kernels that do not export bpf_struct_ops_get");
 
 #define KR_COUNTERS(X) \
 	X(reg) X(unreg) X(update) X(validate) X(init_member) X(check_member) X(calls) X(calls_in_flight) \
-	X(tables) X(held) X(reg_failed) X(update_failed) X(last_result) X(last_error)
+	X(tables) X(bound) X(owned) X(objects_refused) X(detached) X(reg_failed) X(update_failed) X(last_result) X(last_error)
 
 #define KR_DECLARE(name) atomic_t name;
 static struct { KR_COUNTERS(KR_DECLARE) } kr_count;
 
-/* Published tables. Readers are in kr_table_users while they use one; writers hold kr_slots_lock. */
-static struct kr_ops __rcu *kr_slots[KR_OPS_SLOTS];
+/*
+ * A slot and the table that is registered in it. Readers are in kr_table_users while they use one; writers hold kr_slots_lock.
+ * Each registration has a number of its own, which outlives updates of its link.
+ */
+static struct kr_slot {
+	struct kr_ops __rcu *table;
+	u64 registration;
+	struct bpf_link *link;
+} kr_slots[KR_OPS_SLOTS];
+static u64 kr_registrations;
 static DEFINE_MUTEX(kr_slots_lock);
 DEFINE_STATIC_SRCU(kr_table_users);
 
-/* A table that an object of the module goes on using after it was unregistered, like a file system's inode would. */
-static struct kr_ops *kr_held;
-static DEFINE_MUTEX(kr_held_lock);
+/* What an object was bound to; one that owns its table has @table. */
+static struct kr_object {
+	bool used;
+	unsigned int slot;
+	u64 registration;
+	struct kr_ops *table;
+} kr_objects[KR_OBJECTS];
+static DEFINE_MUTEX(kr_objects_lock);
 
 static const struct btf *kr_btf;
 static struct dentry *kr_dir;
@@ -77,7 +109,53 @@ static noinline int kr_ops_called(int slot, int result)
 	barrier_data(&slot);
 	this_cpu_inc(kr_ops_calls_here);
 	atomic_set(&kr_count.last_result, result);
+	KR_TRACE_CALLED(slot, result);
 	return result;
+}
+
+/* The module may take references by itself only since 6.18 or so; what that does is the same on all kernels. */
+static struct bpf_map *kr_map_of(const struct kr_ops *table)
+{
+	struct bpf_map *map = (void *)table - table_offset;
+
+	return table_offset && map->map_type == BPF_MAP_TYPE_STRUCT_OPS ? map : NULL;
+}
+
+#ifdef KR_CAN_HOLD_TABLES
+static int kr_table_get(struct kr_ops *table)
+{
+	return bpf_struct_ops_get(table) ? 0 : -ENOTCONN;
+}
+
+static void kr_table_put(struct kr_ops *table)
+{
+	bpf_struct_ops_put(table);
+}
+#else
+static int kr_table_get(struct kr_ops *table)
+{
+	struct bpf_map *map = kr_map_of(table);
+
+	if (!map)
+		return -EOPNOTSUPP;
+	return IS_ERR(bpf_map_inc_not_zero(map)) ? -ENOTCONN : 0;
+}
+
+static void kr_table_put(struct kr_ops *table)
+{
+	bpf_map_put(kr_map_of(table));
+}
+#endif
+
+static u32 kr_table_id(const struct kr_ops *table)
+{
+#ifdef KR_CAN_NAME_TABLES
+	return bpf_struct_ops_id(table);
+#else
+	struct bpf_map *map = kr_map_of(table);
+
+	return map ? map->id : 0;
+#endif
 }
 
 static int kr_ops_init(struct btf *btf)
@@ -128,18 +206,21 @@ static int kr_ops_validate(void *kdata)
 	return table->compute ? 0 : -EINVAL;
 }
 
-static int kr_ops_publish(struct kr_ops *table)
+static int kr_ops_publish(struct kr_ops *table, struct bpf_link *link)
 {
+	struct kr_slot *slot = &kr_slots[table->slot];
 	int err = 0;
 
 	msleep(reg_delay_ms);
 	if (reg_error)
 		return kr_fail(reg_error);
 	mutex_lock(&kr_slots_lock);
-	if (rcu_access_pointer(kr_slots[table->slot])) {
+	if (rcu_access_pointer(slot->table)) {
 		err = -EEXIST;
 	} else {
-		rcu_assign_pointer(kr_slots[table->slot], table);
+		slot->link = link;
+		WRITE_ONCE(slot->registration, ++kr_registrations);
+		rcu_assign_pointer(slot->table, table);
 		atomic_inc(&kr_count.tables);
 	}
 	mutex_unlock(&kr_slots_lock);
@@ -148,7 +229,7 @@ static int kr_ops_publish(struct kr_ops *table)
 
 static int kr_ops_reg(void *kdata, struct bpf_link *link)
 {
-	int err = kr_ops_publish(kdata);
+	int err = kr_ops_publish(kdata, link);
 
 	atomic_inc(err ? &kr_count.reg_failed : &kr_count.reg);
 	if (err)
@@ -159,12 +240,15 @@ static int kr_ops_reg(void *kdata, struct bpf_link *link)
 static void kr_ops_unreg(void *kdata, struct bpf_link *link)
 {
 	struct kr_ops *table = kdata;
+	struct kr_slot *slot = &kr_slots[table->slot];
 	bool published;
 
 	mutex_lock(&kr_slots_lock);
-	published = rcu_access_pointer(kr_slots[table->slot]) == table;
-	if (published)
-		RCU_INIT_POINTER(kr_slots[table->slot], NULL);
+	published = rcu_access_pointer(slot->table) == table;
+	if (published) {
+		RCU_INIT_POINTER(slot->table, NULL);
+		slot->link = NULL;
+	}
 	mutex_unlock(&kr_slots_lock);
 	WARN(!published, "kr_ops: unreg of a table that is not registered\n");
 
@@ -186,8 +270,8 @@ static int kr_ops_replace(struct kr_ops *table, struct kr_ops *old)
 	if (table->slot != old->slot)
 		return -EINVAL;
 	mutex_lock(&kr_slots_lock);
-	if (rcu_access_pointer(kr_slots[old->slot]) == old)
-		rcu_assign_pointer(kr_slots[old->slot], table);
+	if (rcu_access_pointer(kr_slots[old->slot].table) == old)
+		rcu_assign_pointer(kr_slots[old->slot].table, table);
 	else
 		err = -ENOENT;
 	mutex_unlock(&kr_slots_lock);
@@ -290,17 +374,27 @@ static struct bpf_struct_ops bpf_kr_ops = {
 	.name = "kr_ops",
 };
 
-/* What one write to "call" asks for. */
+enum kr_context { KR_PROCESS, KR_KTHREAD, KR_TIMER };
+
+/* What one write to "call" asks for; on the heap, since a timer is in it. */
 struct kr_call {
 	char member[16];
-	int slot;
+	char target[16];
+	enum kr_context context;
+	unsigned int times;
 	int values[2];
 	int nr_values;
 	u64 seen;
+	int slot;
+	int result;
+	struct kr_ops *table;
+	struct completion done;
+	struct timer_list timer;
 };
 
-static int kr_call_member(struct kr_ops *table, struct kr_call *call)
+static int kr_call_member(struct kr_call *call)
 {
+	struct kr_ops *table = call->table;
 	struct kr_ops_arg arg = {
 		.value = call->values[0],
 		.slot = table->slot,
@@ -308,6 +402,7 @@ static int kr_call_member(struct kr_ops *table, struct kr_call *call)
 	};
 	int result;
 
+	atomic_inc(&kr_count.calls);
 	if (!strcmp(call->member, "compute"))
 		return table->compute(call->values[0], call->values[1]);
 	if (!strcmp(call->member, "inspect")) {
@@ -325,43 +420,200 @@ static int kr_call_member(struct kr_ops *table, struct kr_call *call)
 	return result;
 }
 
-static int kr_call_table(struct kr_ops *table, struct kr_call *call)
+static void kr_call_repeatedly(struct kr_call *call)
 {
-	int result;
+	unsigned int i;
 
-	msleep_interruptible(call_delay_ms);
-	atomic_inc(&kr_count.calls);
-	result = kr_call_member(table, call);
-	msleep_interruptible(return_delay_ms);
-	return kr_ops_called(call->slot, result);
+	for (i = 0; i < call->times; i++)
+		call->result = kr_ops_called(call->slot, kr_call_member(call));
 }
 
-static int kr_call_slot(struct kr_call *call, int *result)
+static int kr_call_thread(void *data)
+{
+	struct kr_call *call = data;
+
+	kr_call_repeatedly(call);
+	complete(&call->done);
+	return 0;
+}
+
+static void kr_call_timer(struct timer_list *timer)
+{
+	struct kr_call *call = container_of(timer, struct kr_call, timer);
+
+	kr_call_repeatedly(call);
+	complete(&call->done);
+}
+
+static int kr_call_in_thread(struct kr_call *call)
+{
+	struct task_struct *task = kthread_create(kr_call_thread, call, "kr_ops_call");
+
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	get_task_struct(task);
+	wake_up_process(task);
+	wait_for_completion(&call->done);
+	/* Its last instructions are this module's: wait for its end, not only for its result. */
+	kthread_stop(task);
+	put_task_struct(task);
+	return 0;
+}
+
+static int kr_call_in_timer(struct kr_call *call)
+{
+	timer_setup(&call->timer, kr_call_timer, 0);
+	mod_timer(&call->timer, jiffies);
+	wait_for_completion(&call->done);
+	timer_delete_sync(&call->timer);
+	return 0;
+}
+
+/* The caller sees to it that call->table stays. */
+static int kr_call_table(struct kr_call *call)
+{
+	int err = 0;
+
+	msleep_interruptible(call_delay_ms);
+	switch (call->context) {
+	case KR_PROCESS:
+		kr_call_repeatedly(call);
+		break;
+	case KR_KTHREAD:
+		err = kr_call_in_thread(call);
+		break;
+	case KR_TIMER:
+		err = kr_call_in_timer(call);
+		break;
+	}
+	msleep_interruptible(return_delay_ms);
+	return err;
+}
+
+/* The table that is registered in a slot, if it is of this registration (0: of any). For readers in kr_table_users. */
+static struct kr_ops *kr_registered(unsigned int slot, u64 registration)
+{
+	struct kr_ops *table = srcu_dereference(kr_slots[slot].table, &kr_table_users);
+
+	/* Pairs with the publishing of the table: its number is not older than it is. */
+	smp_rmb();
+	if (registration && READ_ONCE(kr_slots[slot].registration) != registration)
+		return NULL;
+	return table;
+}
+
+/* The slot of the table whose map has this id. For readers in kr_table_users. */
+static int kr_slot_of_map(u32 id)
 {
 	struct kr_ops *table;
-	int reader, err = -ENOTCONN;
+	unsigned int slot;
 
-	if (call->slot < KR_SLOT_HELD || call->slot >= KR_OPS_SLOTS)
-		return -EINVAL;
-	atomic_inc(&kr_count.calls_in_flight);
-	if (call->slot == KR_SLOT_HELD) {
-		mutex_lock(&kr_held_lock);
-		if (kr_held) {
-			*result = kr_call_table(kr_held, call);
-			err = 0;
-		}
-		mutex_unlock(&kr_held_lock);
-	} else {
-		reader = srcu_read_lock(&kr_table_users);
-		table = srcu_dereference(kr_slots[call->slot], &kr_table_users);
-		if (table) {
-			*result = kr_call_table(table, call);
-			err = 0;
-		}
-		srcu_read_unlock(&kr_table_users, reader);
+	for (slot = 0; id && slot < KR_OPS_SLOTS; slot++) {
+		table = kr_registered(slot, 0);
+		if (table && kr_table_id(table) == id)
+			return slot;
 	}
-	atomic_dec(&kr_count.calls_in_flight);
+	return -ENOTCONN;
+}
+
+/* "SLOT" or "#MAP_ID". For readers in kr_table_users. */
+static int kr_slot_named(const char *name)
+{
+	unsigned int number;
+
+	if (kstrtouint(name + (*name == '#'), 10, &number))
+		return -EINVAL;
+	if (*name == '#')
+		return kr_slot_of_map(number);
+	return number < KR_OPS_SLOTS ? number : -EINVAL;
+}
+
+static int kr_call_registered(struct kr_call *call, int slot, u64 registration)
+{
+	call->slot = slot;
+	call->table = kr_registered(slot, registration);
+	return call->table ? kr_call_table(call) : -ENOTCONN;
+}
+
+static int kr_call_slot(struct kr_call *call)
+{
+	int reader = srcu_read_lock(&kr_table_users);
+	int err = kr_slot_named(call->target);
+
+	if (err >= 0)
+		err = kr_call_registered(call, err, 0);
+	srcu_read_unlock(&kr_table_users, reader);
 	return err;
+}
+
+static int kr_call_object(struct kr_call *call)
+{
+	struct kr_object object;
+	unsigned int number;
+	int reader, err;
+
+	if (kstrtouint(call->target + 1, 10, &number) || number >= KR_OBJECTS)
+		return -EINVAL;
+	mutex_lock(&kr_objects_lock);
+	object = kr_objects[number];
+	/* The call has a reference of its own: the object may go meanwhile. */
+	err = object.table ? kr_table_get(object.table) : 0;
+	mutex_unlock(&kr_objects_lock);
+	if (err)
+		return err;
+	if (!object.used)
+		return -ENOENT;
+	if (object.table) {
+		call->slot = object.slot;
+		call->table = object.table;
+		err = kr_call_table(call);
+		/* The writer's open file holds the module, so this may be the map's last reference. */
+		kr_table_put(object.table);
+		return err;
+	}
+	reader = srcu_read_lock(&kr_table_users);
+	err = kr_call_registered(call, object.slot, object.registration);
+	srcu_read_unlock(&kr_table_users, reader);
+	if (err == -ENOTCONN)
+		atomic_inc(&kr_count.objects_refused);
+	return err;
+}
+
+static int kr_call_target(struct kr_call *call)
+{
+	int err;
+
+	atomic_inc(&kr_count.calls_in_flight);
+	err = *call->target == '@' ? kr_call_object(call) : kr_call_slot(call);
+	atomic_dec(&kr_count.calls_in_flight);
+	if (err)
+		atomic_set(&kr_count.last_error, err);
+	return err;
+}
+
+/* "[kthread|timer] [xTIMES] MEMBER TARGET [VALUE [VALUE]]", where TARGET is SLOT, #MAP_ID or @OBJECT. */
+static int kr_call_parse(struct kr_call *call, char *line)
+{
+	static const char *const contexts[] = { [KR_PROCESS] = "process", [KR_KTHREAD] = "kthread", [KR_TIMER] = "timer" };
+	char *word = strim(line), *rest;
+	int fields, context;
+
+	for (call->times = 1; (rest = strchr(word, ' ')); word = rest) {
+		*rest++ = '\0';
+		context = match_string(contexts, ARRAY_SIZE(contexts), word);
+		if (context >= 0)
+			call->context = context;
+		else if (*word != 'x' || kstrtouint(word + 1, 10, &call->times))
+			break;
+	}
+	if (!rest || strscpy(call->member, word, sizeof(call->member)) < 0)
+		return -EINVAL;
+	fields = sscanf(rest, "%15s %d %d", call->target, &call->values[0], &call->values[1]);
+	if (fields < 1)
+		return -EINVAL;
+	call->nr_values = fields - 1;
+	/* It may sleep. */
+	return call->context == KR_TIMER && !strcmp(call->member, "inspect") ? -EINVAL : 0;
 }
 
 /* Each open file keeps the answer to its own last write, so that concurrent callers do not read each other's. */
@@ -400,26 +652,27 @@ static ssize_t kr_read_line(char *line, size_t size, const char __user *buf, siz
 static ssize_t kr_call_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
 {
 	struct kr_session *session = file->private_data;
-	struct kr_call call = {};
-	int fields, err, result = 0;
+	struct kr_call *call;
 	char line[64];
+	int err;
 
 	err = kr_read_line(line, sizeof(line), buf, len);
 	if (err < 0)
 		return err;
-	fields = sscanf(line, "%15s %d %d %d", call.member, &call.slot, &call.values[0], &call.values[1]);
-	if (fields < 2)
-		return -EINVAL;
-	call.nr_values = fields - 2;
-	err = kr_call_slot(&call, &result);
-	if (err) {
-		atomic_set(&kr_count.last_error, err);
-		return err;
+	call = kzalloc(sizeof(*call), GFP_KERNEL);
+	if (!call)
+		return -ENOMEM;
+	init_completion(&call->done);
+	err = kr_call_parse(call, line);
+	if (!err)
+		err = kr_call_target(call);
+	if (!err) {
+		mutex_lock(&session->lock);
+		snprintf(session->answer, sizeof(session->answer), "%d %llu\n", call->result, call->seen);
+		mutex_unlock(&session->lock);
 	}
-	mutex_lock(&session->lock);
-	snprintf(session->answer, sizeof(session->answer), "%d %llu\n", result, call.seen);
-	mutex_unlock(&session->lock);
-	return len;
+	kfree(call);
+	return err ? err : len;
 }
 
 /* "RESULT SEEN": from the start of the file whatever its position, as a writer has moved it. */
@@ -443,73 +696,105 @@ static const struct file_operations kr_call_fops = {
 	.read = kr_call_read,
 };
 
-#ifdef KR_CAN_HOLD_TABLES
-static int kr_take(unsigned int slot)
+static int kr_bind(struct kr_object *object, const char *to, bool own)
 {
+	int reader, slot, err = 0;
 	struct kr_ops *table;
-	int reader, err = -ENOTCONN;
 
-	if (slot >= KR_OPS_SLOTS)
-		return -EINVAL;
-	if (kr_held)
+	if (object->used)
 		return -EBUSY;
 	reader = srcu_read_lock(&kr_table_users);
-	table = srcu_dereference(kr_slots[slot], &kr_table_users);
-	if (table && bpf_struct_ops_get(table)) {
-		kr_held = table;
-		atomic_inc(&kr_count.held);
-		err = 0;
+	slot = kr_slot_named(to);
+	if (slot < 0) {
+		err = slot;
+		goto out;
 	}
+	/* Read before the table: if it has changed meanwhile, the object is bound to what is gone already. */
+	object->registration = READ_ONCE(kr_slots[slot].registration);
+	smp_rmb();
+	table = kr_registered(slot, 0);
+	if (!table) {
+		err = -ENOTCONN;
+		goto out;
+	}
+	if (own)
+		err = kr_table_get(table);
+	if (err)
+		goto out;
+	object->used = true;
+	object->slot = slot;
+	object->table = own ? table : NULL;
+	atomic_inc(own ? &kr_count.owned : &kr_count.bound);
+out:
 	srcu_read_unlock(&kr_table_users, reader);
 	return err;
 }
 
-static int kr_drop(void)
+static int kr_drop(struct kr_object *object)
 {
-	if (!kr_held)
+	if (!object->used)
 		return -ENOENT;
-	/* The writer's open file holds the module, so this may be the map's last reference. */
-	bpf_struct_ops_put(kr_held);
-	kr_held = NULL;
-	atomic_dec(&kr_count.held);
+	if (object->table)
+		kr_table_put(object->table);
+	atomic_dec(object->table ? &kr_count.owned : &kr_count.bound);
+	memset(object, 0, sizeof(*object));
 	return 0;
 }
-#else
-static int kr_take(unsigned int slot)
-{
-	return -EOPNOTSUPP;
-}
 
-static int kr_drop(void)
+/* Detach a registration's link from the subsystem's side, as if its user had done so. */
+static int kr_detach(unsigned int number)
 {
-	return -EOPNOTSUPP;
-}
-#endif
-
-static ssize_t kr_hold_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
-{
-	unsigned int slot;
-	char line[32];
+	struct bpf_link *link;
 	int err;
+
+	if (number >= KR_OPS_SLOTS)
+		return -EINVAL;
+	mutex_lock(&kr_slots_lock);
+	link = kr_slots[number].link;
+	/* Its last reference may be gone already, but unreg has yet to take our lock. */
+	link = link ? bpf_link_inc_not_zero(link) : ERR_PTR(-ENOENT);
+	mutex_unlock(&kr_slots_lock);
+	if (IS_ERR(link))
+		return PTR_ERR(link);
+	err = link->ops->detach ? link->ops->detach(link) : -EOPNOTSUPP;
+	if (!err)
+		atomic_inc(&kr_count.detached);
+	bpf_link_put(link);
+	return err;
+}
+
+/* "bind OBJECT TARGET", "own OBJECT TARGET", "drop OBJECT", "detach SLOT", where TARGET is SLOT or #MAP_ID. */
+static ssize_t kr_control_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
+{
+	char line[48], verb[8], to[16];
+	unsigned int number;
+	int err, fields;
 
 	err = kr_read_line(line, sizeof(line), buf, len);
 	if (err < 0)
 		return err;
-	mutex_lock(&kr_held_lock);
-	if (sscanf(line, "take %u", &slot) == 1)
-		err = kr_take(slot);
-	else if (sysfs_streq(line, "drop"))
-		err = kr_drop();
+	fields = sscanf(line, "%7s %u %15s", verb, &number, to);
+	if (fields == 2 && !strcmp(verb, "detach")) {
+		err = kr_detach(number);
+		return err ? err : len;
+	}
+	if (fields < 2 || number >= KR_OBJECTS)
+		return -EINVAL;
+	mutex_lock(&kr_objects_lock);
+	if (fields == 3 && (!strcmp(verb, "bind") || !strcmp(verb, "own")))
+		err = kr_bind(&kr_objects[number], to, *verb == 'o');
+	else if (fields == 2 && !strcmp(verb, "drop"))
+		err = kr_drop(&kr_objects[number]);
 	else
 		err = -EINVAL;
-	mutex_unlock(&kr_held_lock);
+	mutex_unlock(&kr_objects_lock);
 	return err ? err : len;
 }
 
-static const struct file_operations kr_hold_fops = {
+static const struct file_operations kr_control_fops = {
 	.owner = THIS_MODULE,
 	.open = simple_open,
-	.write = kr_hold_write,
+	.write = kr_control_write,
 };
 
 static int stats_show(struct seq_file *seq, void *unused)
@@ -527,10 +812,11 @@ static int tables_show(struct seq_file *seq, void *unused)
 
 	mutex_lock(&kr_slots_lock);
 	for (slot = 0; slot < KR_OPS_SLOTS; slot++) {
-		table = rcu_dereference_protected(kr_slots[slot], lockdep_is_held(&kr_slots_lock));
+		table = rcu_dereference_protected(kr_slots[slot].table, lockdep_is_held(&kr_slots_lock));
 		if (table)
-			seq_printf(seq, "slot=%u scale=%d compute=%d inspect=%d observe=%d\n", table->slot, table->scale,
-				   !!table->compute, !!table->inspect, !!table->observe);
+			seq_printf(seq, "slot=%u scale=%d compute=%d inspect=%d observe=%d map=%u link=%d\n", table->slot,
+				   table->scale, !!table->compute, !!table->inspect, !!table->observe, kr_table_id(table),
+				   !!kr_slots[slot].link);
 	}
 	mutex_unlock(&kr_slots_lock);
 	return 0;
@@ -547,9 +833,10 @@ static int __init kr_ops_module_init(void)
 	msleep(init_delay_ms);
 	if (init_error)
 		return kr_fail(init_error);
-	kr_dir = debugfs_create_dir("kr_ops", NULL);
+	/* The name that this was loaded by: a test may have changed it in the file. */
+	kr_dir = debugfs_create_dir(THIS_MODULE->name, NULL);
 	debugfs_create_file("call", 0600, kr_dir, NULL, &kr_call_fops);
-	debugfs_create_file("hold", 0200, kr_dir, NULL, &kr_hold_fops);
+	debugfs_create_file("control", 0200, kr_dir, NULL, &kr_control_fops);
 	debugfs_create_file("stats", 0400, kr_dir, NULL, &stats_fops);
 	debugfs_create_file("tables", 0400, kr_dir, NULL, &tables_fops);
 	return 0;
@@ -559,9 +846,9 @@ static void __exit kr_ops_module_exit(void)
 {
 	msleep(exit_delay_ms);
 	debugfs_remove(kr_dir);
-	WARN(atomic_read(&kr_count.tables) || atomic_read(&kr_count.held) || atomic_read(&kr_count.calls_in_flight),
-	     "kr_ops: exit with %d tables, %d held, %d calls in flight\n", atomic_read(&kr_count.tables),
-	     atomic_read(&kr_count.held), atomic_read(&kr_count.calls_in_flight));
+	WARN(atomic_read(&kr_count.tables) || atomic_read(&kr_count.owned) || atomic_read(&kr_count.calls_in_flight),
+	     "kr_ops: exit with %d tables, %d owned by objects, %d calls in flight\n", atomic_read(&kr_count.tables),
+	     atomic_read(&kr_count.owned), atomic_read(&kr_count.calls_in_flight));
 }
 
 module_init(kr_ops_module_init);

@@ -9,10 +9,17 @@
 
 /* Passed by pointer to members: programs read every field and may write only @seen. */
 struct kr_ops_arg {
+#ifdef KR_OTHER_LAYOUT
+	u64 seen;
+	u64 sequence;
+	int value;
+	u32 slot;
+#else
 	int value;
 	u32 slot;
 	u64 sequence;
 	u64 seen;
+#endif
 };
 
 struct module;

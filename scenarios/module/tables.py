@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from harness.guest.bpf import uapi
-from harness.guest.bpf.asm import Code, add32, asm, exit_, ldxdw, r0, r1, r2
+from harness.guest.bpf.asm import Code, add32, asm, exit_, ldxdw, mov, r0, r1, r2
 from harness.guest.bpf.btf import Btf, BtfObject
 from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
@@ -28,6 +28,14 @@ def new_table(*, slot: int = 0, flags: int = 0) -> StructOps:
     """A table that adds: registered in `slot`, or with BPF_F_LINK ready to be. Raises BpfError."""
     table = StructOps.create(TYPE, flags=flags, module="kr_ops")
     with load_adder() as compute:
+        table.update({"compute": compute, "slot": slot})
+    return table
+
+
+def new_constant(value: int, *, slot: int = 0) -> StructOps:
+    """A table, ready for a link, whose member compute returns `value`. Raises BpfError."""
+    table = StructOps.create(TYPE, flags=uapi.BPF_F_LINK, module="kr_ops")
+    with load_struct_ops_prog(TYPE, "compute", asm(mov(r0, value), exit_()), module="kr_ops") as compute:
         table.update({"compute": compute, "slot": slot})
     return table
 
