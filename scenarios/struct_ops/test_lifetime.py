@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 
 import pytest
@@ -14,7 +13,6 @@ from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.net import VethPair
 from harness.guest.netns import NetNamespace
-from harness.guest.waiting import slow_factor, wait_until
 from scenarios.struct_ops.algorithms import (
     NAME,
     TYPE,
@@ -26,34 +24,17 @@ from scenarios.struct_ops.algorithms import (
     tobefree,
 )
 from scenarios.struct_ops.conftest import NewAlgorithm, NewOps
+from scenarios.struct_ops.connections import (
+    DEFAULT,
+    NON_RESTRICTED,
+    assert_unknown,
+    connect_to,
+    wait_until_freed,
+)
 
 pytestmark = [pytest.mark.requires("struct_ops")]
 
 BYTES = 256 * 1024
-NON_RESTRICTED = 1  # TCP_CONG_NON_RESTRICTED, include/net/tcp.h
-
-
-def assert_unknown(name: str) -> None:
-    with socket.socket() as fresh, pytest.raises(OSError) as refusal:
-        tcp.set_congestion(fresh, name)
-    assert refusal.value.errno == errno.ENOENT
-
-
-def connect_to(listener: socket.socket, client: socket.socket) -> tcp.TcpPair:
-    for each in (listener, client):
-        each.settimeout(5 * slow_factor())
-    client.connect(listener.getsockname())
-    server, _ = listener.accept()
-    return tcp.TcpPair(client, server, None)
-
-
-def wait_until_freed(map_id: int, prog_ids: set[int]) -> None:
-    # freeing waits for RCU-tasks grace periods (STOPS-QUIRK-009)
-    wait_until(
-        lambda: map_id not in Map.ids() and prog_ids.isdisjoint(Prog.ids()),
-        timeout=10,
-        what=f"struct_ops map {map_id} and its programs {sorted(prog_ids)} to be freed",
-    )
 
 
 def test_unregistered_algorithm_serves_its_connections_until_the_last_one_closes(
@@ -158,9 +139,8 @@ def test_program_may_give_up_the_last_reference_to_its_own_map(
 def test_namespace_default_outlives_its_registration(veth: VethPair, idle: Algorithm, ops: StructOps) -> None:
     """STOPS-TCP-016, STOPS-CMD-004: the namespace holds the algorithm until its default changes."""
     ops.update({**idle.members(), "flags": NON_RESTRICTED})
-    default = "net.ipv4.tcp_congestion_control"
-    inherited = veth.ns_a.sysctl(default)
-    veth.ns_a.set_sysctl(default, NAME)
+    inherited = veth.ns_a.sysctl(DEFAULT)
+    veth.ns_a.set_sysctl(DEFAULT, NAME)
     assert seen(ops) == inuse(2)
 
     ops.delete()
@@ -170,10 +150,10 @@ def test_namespace_default_outlives_its_registration(veth: VethPair, idle: Algor
         pair.transfer(BYTES)
         assert idle.count("cong_avoid") > 0
         assert seen(ops) == tobefree(2)
-    veth.ns_a.set_sysctl(default, inherited)
+    veth.ns_a.set_sysctl(DEFAULT, inherited)
     assert seen(ops) == tobefree(0)
     with pytest.raises(FileNotFoundError):
-        veth.ns_a.set_sysctl(default, NAME)
+        veth.ns_a.set_sysctl(DEFAULT, NAME)
 
 
 def test_switching_a_connection_releases_the_old_algorithm_before_it_starts_the_new(
