@@ -203,6 +203,9 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "struct_ops": _struct_ops,
     "struct_ops_link": _struct_ops_link,
     "struct_ops_link_detach": _struct_ops_link_detach,
+    # trampolines of struct_ops maps are named in kallsyms, reading which takes a second under TCG;
+    # kernel/bpf/trampoline.c:bpf_image_ksym_init came with their names
+    "struct_ops_symbols": lambda: _has_any_kfunc("bpf_image_ksym_init"),
     "module_struct_ops": _module_struct_ops,
     "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
     # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since

@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import Code
-from harness.guest.bpf.btf import Btf, Member
+from harness.guest.bpf.attrs import MapCreate
+from harness.guest.bpf.btf import Btf, BtfObject, Member
 from harness.guest.bpf.btf_builder import BtfBuilder
+from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.syscall import bpf
 
 Filling = Prog | int | bytes | str
 """A function member takes a program (or a descriptor); data members an int, bytes, or text."""
-
-KEY = bytes(4)
 
 
 def load_struct_ops_prog(
@@ -52,6 +54,46 @@ def load_struct_ops_prog(
     )
 
 
+def user_btf() -> BtfObject:
+    """The BTF of the user's that map creation wants; the kernel looks at nothing in it
+    (kernel/bpf/syscall.c:map_create). Raises BpfError.
+    """
+    own = BtfBuilder()
+    own.integer("int", 4)
+    return own.load()
+
+
+def map_attributes(
+    type_name: str, types: Descriptor, source: Btf, *, flags: int = 0, name: str = ""
+) -> MapCreate:
+    """What BPF_MAP_CREATE takes for a map of a type of `source`, to be sent, or spoilt before. Raises BpfError,
+    LookupError.
+
+    The attributes are good as long as `types` (the user's BTF) and `source` exist.
+    """
+    value_id = source.struct(f"bpf_struct_ops_{type_name}")
+    return MapCreate(
+        map_type=uapi.BPF_MAP_TYPE_STRUCT_OPS,
+        key_size=4,
+        value_size=source.size(value_id),
+        max_entries=1,
+        map_name=(name or type_name[:15]).encode(),
+        map_flags=flags | (0 if source.base is None else uapi.BPF_F_VTYPE_BTF_OBJ_FD),
+        btf_fd=types.fd,
+        btf_vmlinux_value_type_id=value_id,
+        value_type_btf_obj_fd=source.attach_fd,
+    )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a look-up shows. Members of up to 8 bytes are numbers, those of functions program ids, others bytes."""
+
+    state: int
+    refcnt: int
+    members: dict[str, int | bytes]
+
+
 class StructOps:
     """A struct_ops map together with the layout of its value; owns the map."""
 
@@ -66,24 +108,9 @@ class StructOps:
     def create(cls, type_name: str, *, flags: int = 0, module: str | None = None, name: str = "") -> Self:
         """Create the map; BPF_F_LINK among `flags` makes a link map. Raises BpfError, LookupError."""
         source = btf.of(module)
-        value_id = source.struct(f"bpf_struct_ops_{type_name}")
-        # the kernel wants a BTF of the user's, too, and looks at nothing in it
-        # (kernel/bpf/syscall.c:map_create)
-        own = BtfBuilder()
-        own.integer("int", 4)
-        with own.load() as types:
-            map = Map.create(
-                uapi.BPF_MAP_TYPE_STRUCT_OPS,
-                4,
-                source.size(value_id),
-                1,
-                name=name or type_name[:15],
-                flags=flags | (uapi.BPF_F_VTYPE_BTF_OBJ_FD if module is not None else 0),
-                btf=types,
-                btf_vmlinux_value_type_id=value_id,
-                value_type_btf_obj_fd=source.attach_fd,
-            )
-        return cls(map, type_name, source)
+        with user_btf() as types:
+            attributes = map_attributes(type_name, types, source, flags=flags, name=name)
+            return cls(Map(bpf(uapi.BPF_MAP_CREATE, attributes)), type_name, source)
 
     @classmethod
     def of(cls, map: Map, type_name: str, *, module: str | None = None) -> Self:
@@ -110,8 +137,35 @@ class StructOps:
         """Where the type begins in the value, in bytes."""
         return self.btf.member(self._value_id, "data").offset
 
-    def value(self, filling: Mapping[str, Filling]) -> bytes:
-        """The map's value for these members, everything else zero. Raises KeyError, ValueError."""
+    @functools.cached_property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the function members, in order."""
+        return tuple(name for name in self.members if self._is_function(name))
+
+    @functools.cached_property
+    def holes(self) -> tuple[range, ...]:
+        """The parts of the value, as byte offsets, in which no member lies."""
+        covered = [self._span(member) for member in self.btf.members(self._value_id)[:-1]]
+        inside = [self._span(member, self.data_offset) for member in self.members.values()]
+        end = self.map.shape.value_size
+        edges = sorted([*covered, *inside, range(end, end)], key=lambda span: span.start)
+        before = [0, *(span.stop for span in edges)]
+        return tuple(
+            range(at, span.start) for at, span in zip(before, edges, strict=False) if at < span.start
+        )
+
+    def value(
+        self,
+        filling: Mapping[str, Filling],
+        *,
+        head: Mapping[str, int] | None = None,
+        places: Mapping[str, int] | None = None,
+    ) -> bytes:
+        """The map's value for these members, everything else zero. Raises KeyError, ValueError.
+
+        For values that the kernel must refuse, `head` sets state and refcnt, and `places` puts a member at another
+        byte offset in the type than its own.
+        """
         raw = bytearray(self.map.shape.value_size)
         for name, content in filling.items():
             member = self.members[name]
@@ -124,18 +178,21 @@ class StructOps:
                 part = content.encode() if isinstance(content, str) else content
             if len(part) > size:
                 raise ValueError(f"{self.type_name}.{name} has {size} bytes, not {len(part)}")
-            at = self.data_offset + member.offset
+            at = self.data_offset + (places or {}).get(name, member.offset)
             raw[at : at + len(part)] = part
+        for name, number in (head or {}).items():
+            at = self.head_offset(name)
+            raw[at : at + 4] = number.to_bytes(4, "little")
         return bytes(raw)
 
-    def update(self, filling: Mapping[str, Filling] | bytes, *, flags: int = 0) -> None:
+    def update(self, filling: Mapping[str, Filling] | bytes, *, flags: int = 0, key: int = 0) -> None:
         """Write the value: registers a plain map, makes a link map READY. Raises BpfError."""
         raw = filling if isinstance(filling, bytes) else self.value(filling)
-        self.map.update(KEY, raw, flags=flags)
+        self.map.update(key, raw, flags=flags)
 
-    def delete(self) -> None:
+    def delete(self, *, key: int = 0) -> None:
         """Unregister a plain map. Raises BpfError."""
-        self.map.delete(KEY)
+        self.map.delete(key)
 
     def link(self, *, flags: int = 0) -> Link:
         """Register a READY link map. Raises BpfError."""
@@ -143,7 +200,7 @@ class StructOps:
 
     def lookup(self) -> bytes:
         """The value as the kernel shows it: function members hold program ids. Raises BpfError."""
-        raw = self.map.lookup(KEY)
+        raw = self.map.lookup(0)
         assert raw is not None, "key 0 of a struct_ops map always exists"
         return raw
 
@@ -156,12 +213,20 @@ class StructOps:
         at = self.data_offset + member.offset
         return int.from_bytes((raw or self.lookup())[at : at + self.btf.size(member.type)], "little")
 
+    def contents(self, raw: bytes | None = None) -> Contents:
+        """All of a value, from `raw` or a fresh look-up. Raises BpfError."""
+        raw = raw or self.lookup()
+        members: dict[str, int | bytes] = {}
+        for name, member in self.members.items():
+            span = self._span(member, self.data_offset)
+            part = raw[span.start : span.stop]
+            members[name] = int.from_bytes(part, "little") if len(part) <= 8 else part
+        return Contents(self._head("state", raw), self._head("refcnt", raw), members)
+
     def prog_ids(self) -> dict[str, int]:
         """Ids of the programs of all filled function members. Raises BpfError."""
         raw = self.lookup()
-        return {
-            name: id for name in self.members if self._is_function(name) and (id := self.number(name, raw))
-        }
+        return {name: id for name in self.functions if (id := self.number(name, raw))}
 
     def state(self) -> int:
         """BPF_STRUCT_OPS_STATE_*. Raises BpfError."""
@@ -174,11 +239,19 @@ class StructOps:
         """
         return self._head("refcnt")
 
-    def _head(self, name: str) -> int:
+    def head_offset(self, name: str) -> int:
+        """Where "state" or "refcnt" stands in the value, in bytes."""
         # since 6.9 the two stand in a structure of their own, struct bpf_struct_ops_common_value
         inner = self.btf.members(self._value_id)[0].name
-        at = self.btf.member(self._value_id, f"common.{name}" if inner == "common" else name).offset
-        return int.from_bytes(self.lookup()[at : at + 4], "little")
+        return self.btf.member(self._value_id, f"common.{name}" if inner == "common" else name).offset
+
+    def _head(self, name: str, raw: bytes | None = None) -> int:
+        at = self.head_offset(name)
+        return int.from_bytes((raw or self.lookup())[at : at + 4], "little")
+
+    def _span(self, member: Member, base: int = 0) -> range:
+        start = base + member.offset
+        return range(start, start + self.btf.size(member.type))
 
     def _is_function(self, name: str) -> bool:
         pointer = self.btf.strip(self.members[name].type)

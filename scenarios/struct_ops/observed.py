@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel shows of registered tables outside of their maps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from harness.guest import tcp
+from harness.guest.netns import NetNamespace
+
+
+def available() -> list[str]:
+    """The congestion controls that the current namespace may choose from."""
+    with NetNamespace.current() as here:
+        return tcp.available(here)
+
+
+def trampolines() -> list[str]:
+    """The members of tcp_congestion_ops whose trampolines have a symbol, one entry for each trampoline, sorted."""
+    symbols = Path("/proc/kallsyms").read_bytes()
+    return sorted(found.decode() for found in re.findall(rb" bpf__tcp_congestion_ops_(\w+)", symbols))
