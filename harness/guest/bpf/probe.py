@@ -191,6 +191,12 @@ def _cgroup_lsm() -> bool:
     return _has_any_kfunc("bpf_lsm_socket_bind") and _errno(lambda: load_lsm_cgroup("socket_bind")) == 0
 
 
+def _has_member(structure: str, member: str) -> bool:
+    types = btf.vmlinux()
+    id = types.find(structure, uapi.BTF_KIND_STRUCT)
+    return id is not None and any(each.name == member for each in types.members(id))
+
+
 FEATURES: dict[str, Callable[[], bool]] = {
     "tcx": _tcx,
     "netkit": _netkit,
@@ -207,6 +213,8 @@ FEATURES: dict[str, Callable[[], bool]] = {
     # kernel/bpf/trampoline.c:bpf_image_ksym_init came with their names
     "struct_ops_symbols": lambda: _has_any_kfunc("bpf_image_ksym_init"),
     "module_struct_ops": _module_struct_ops,
+    # 6.15 brought arguments that a program owns (suffix __ref) together with members that return objects
+    "struct_ops_ref_argument": lambda: _has_member("bpf_ctx_arg_aux", "refcounted"),
     "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
     # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since
     "kptr_untrusted_tag": lambda: _kptr_is_referenced("kptr"),
