@@ -20,11 +20,12 @@ RACES = 10
 
 def sequences(name: str, append: Sequence[str], bench: Workbench) -> Values:
     """Random sequences of calls, generated, played in one machine and compared; `append` is for the command line."""
+    from harness.modelcheck.mprog import Mprog
     from harness.modelcheck.search import Stage, search
 
     def play(vm: Vm, features: Features) -> float:
-        stage = Stage(vm, features)
-        search(stage.play, features, examples=SEQUENCES, seed=0, folder=bench.trivial / "counterexamples")
+        stage = Stage(vm, facility := Mprog(features))
+        search(stage.play, facility, examples=SEQUENCES, seed=0, folder=bench.trivial / "counterexamples")
         return stage.figures.rate
 
     base = bench.rig.settings.shape
@@ -46,7 +47,7 @@ def races(bench: Workbench) -> Values:
 
 def _checked(play: Callable[[Vm, Features], float], shape: Shape, bench: Workbench) -> float:
     """What `play` returns, with a machine of this shape."""
-    from harness.modelcheck.search import features_of
+    from harness.modelcheck.mprog import features_of
 
     with bench.rig.lease(bench.kernel, shape, own=True) as lease:
         vm = Vm(lease.machine, bench.rig, bench.kernel, shape)

@@ -19,10 +19,11 @@ from harness.guest.bpf.uapi import (
     BPF_F_REPLACE,
 )
 from harness.guest.mprog_racers import SEEN, SLOT, YOUNGEST
-from harness.modelcheck.comparison import Names, view_of
+from harness.modelcheck.facility import from_json
 from harness.modelcheck.history import Answer, Frame, Info, Operation, in_order
 from harness.modelcheck.linearise import Contradiction, Explanation, explain
-from harness.modelcheck.listing import from_json
+from harness.modelcheck.mprog_comparison import Names, view_of
+from harness.modelcheck.mprog_listing import KINDS
 from harness.modelcheck.timeline import shortened, told
 from harness.oracle import mprog
 from harness.oracle.calls import (
@@ -264,7 +265,7 @@ def history(told: Mapping[str, Any]) -> list[Operation]:
     """What harness.guest.mprog_racers:race has told, as operations."""
     rows = told["operations"]
     infos = [Info(call["link"]) if call["op"] == "info" else None for _, call, *_ in rows]
-    calls = [info or from_json([call])[0] for info, (_, call, *_) in zip(infos, rows, strict=True)]
+    calls = [info or from_json([call], KINDS)[0] for info, (_, call, *_) in zip(infos, rows, strict=True)]
     names = Names([call for call in calls if not isinstance(call, Info)], told["ids"])
     operations = []
     for call, (thread, _, invoked, returned, error, raw) in zip(calls, rows, strict=True):

@@ -15,20 +15,15 @@ from hypothesis import HealthCheck, Phase
 
 from harness.cache import digest
 from harness.deadline import DeadlineError
-from harness.modelcheck.comparison import Divergence, compare, request
-from harness.modelcheck.listing import from_json, scenario
-from harness.modelcheck.sequences import sequences
+from harness.modelcheck.facility import Divergence, Facility, from_json
 from harness.modelcheck.shrinking import Play, shortest
 from harness.oracle.calls import Call
-from harness.oracle.families import Features
-from harness.oracle.world import SPARE
 from harness.vm.machine import MachineLostError
 from harness.vmfixture import GuestError
 
 if TYPE_CHECKING:
     from harness.vmfixture import Vm
 
-PLAYER = "harness.guest.mprog_player:play"
 # A sequence takes a tenth of a second when nothing else runs.
 PLAY_SECONDS = 30.0
 
@@ -59,26 +54,24 @@ class Stage:
     """The machine on which sequences are played; replaced when a sequence has left it dirty or dead."""
 
     vm: Vm
-    features: Features
+    facility: Facility
     figures: Figures = field(default_factory=Figures)
     begin: float = 0.0
 
     def play(self, calls: Sequence[Call]) -> Divergence | None:
-        """Play one sequence on a fresh stage of devices; where kernel and model differ, if they do."""
+        """Play one sequence on a fresh stage; where kernel and model differ, if they do."""
         self.begin = self.begin or time.monotonic()
         try:
             played: dict[str, Any] = self.vm.call(
-                PLAYER, **request(calls, self.features), seconds=PLAY_SECONDS
+                self.facility.player, **self.facility.request(calls), seconds=PLAY_SECONDS
             )
         except (MachineLostError, GuestError, DeadlineError) as error:
             self.vm.renew()
             return Divergence(None, "the sequence", "comes to an end", f"{type(error).__name__}: {error}")
         self.figures.sequences += 1
-        # Every call is followed by a query of its list; a Fill is as many calls as it loads programs.
-        spares = sum(name.startswith(SPARE) for name in played["ids"])
-        self.figures.operations += len(calls) + spares
+        self.figures.operations += self.facility.operations(calls, played)
         self.figures.guest_seconds += played["seconds"]
-        found = compare(calls, self.features, played)
+        found = self.facility.compare(calls, played)
         if self.vm.dirty:
             self.vm.renew()
             found = found or Divergence(None, "the sequence leaves in the guest", "nothing", "something")
@@ -86,39 +79,30 @@ class Stage:
         return found
 
 
-def features_of(vm: Vm) -> Features | None:
-    """What the machine's kernel has; None if it has no ordered lists at all."""
-    has = {
-        name: bool(vm.call("harness.guest.bpf.probe:has", name))
-        for name in ("tcx", *Features.__annotations__)
-    }
-    return Features(**has) if has.pop("tcx") else None
-
-
-def replay(folder: Path, play: Play, features: Features) -> None:
+def replay(folder: Path, play: Play, facility: Facility) -> None:
     """Play the kept counterexamples, the files FOLDER/*.json. Raises AssertionError when one still is one."""
     __tracebackhide__ = True
     for file in sorted(folder.glob("*.json")):
-        calls = from_json(json.loads(file.read_text()))
+        calls = from_json(json.loads(file.read_text()), facility.calls)
         if found := play(calls):
-            raise AssertionError(_told(calls, found, features, file))
+            raise AssertionError(_told(calls, found, facility, file))
 
 
-def search(play: Play, features: Features, *, examples: int, seed: int, folder: Path) -> None:
+def search(play: Play, facility: Facility, *, examples: int, seed: int, folder: Path) -> None:
     """Play so many random sequences, and before them what an earlier search has left in the folder.
 
     Raises AssertionError with the shortest sequence found on which kernel and model differ; it is then kept there.
     """
     __tracebackhide__ = True
-    replay(folder, play, features)
+    replay(folder, play, facility)
     try:
-        hunt(play, features, examples=examples, seed=seed)
+        hunt(play, facility, examples=examples, seed=seed)
     except Found as end:
-        calls, found = shortest(end.calls, end.divergence, play)
-        raise AssertionError(_told(calls, found, features, _keep(calls, folder))) from None
+        calls, found = shortest(end.calls, end.divergence, play, facility.plainer)
+        raise AssertionError(_told(calls, found, facility, _keep(calls, folder))) from None
 
 
-def hunt(play: Play, features: Features, *, examples: int, seed: int) -> None:
+def hunt(play: Play, facility: Facility, *, examples: int, seed: int) -> None:
     """Play so many random sequences. Raises Found at the first on which kernel and model differ."""
 
     @hypothesis.seed(seed)
@@ -130,7 +114,7 @@ def hunt(play: Play, features: Features, *, examples: int, seed: int) -> None:
         suppress_health_check=list(HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(sequences(features))
+    @hypothesis.given(facility.sequences())
     def kernel_agrees_with_model(calls: tuple[Call, ...]) -> None:
         if found := play(calls):
             raise Found(calls, found)
@@ -155,9 +139,9 @@ def _keep(calls: Sequence[Call], folder: Path) -> Path:
     return file
 
 
-def _told(calls: Sequence[Call], found: Divergence, features: Features, file: Path) -> str:
+def _told(calls: Sequence[Call], found: Divergence, facility: Facility, file: Path) -> str:
     return (
         f"kernel and model differ on a sequence of {len(calls)} calls: {found}\n\n"
-        f"As a scenario that expects what the model says:\n\n{scenario(calls, features)}\n"
+        f"As a scenario that expects what the model says:\n\n{facility.scenario(calls)}\n"
         f"It is played first from now on: {file}\n"
     )

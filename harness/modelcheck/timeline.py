@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from harness.guest.bpf import uapi
-from harness.modelcheck.comparison import name_of
+from harness.modelcheck.facility import name_of
 from harness.modelcheck.history import Answer, Operation
 from harness.modelcheck.linearise import Contradiction, Stuck, TooManyOrders, explain
 from harness.oracle.calls import Call

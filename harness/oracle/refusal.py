@@ -10,6 +10,6 @@ class Refused(Exception):
     """A call fails with `errno` because of the behaviour `rule` ("MPROG-ATTACH-008")."""
 
     def __init__(self, errno: int, rule: str) -> None:
-        super().__init__(f"{errno_numbers.errorcode[errno]} by {rule}")
+        super().__init__(f"{errno_numbers.errorcode.get(errno, errno)} by {rule}")
         self.errno = errno
         self.rule = rule

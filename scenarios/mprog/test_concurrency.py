@@ -24,8 +24,8 @@ def test_what_racing_threads_see_is_explained_by_a_serial_order_of_their_calls(v
     says how many races, --kr-seed which.
     """
     # Here, as the guest collects this file, too, and has no host modules.
+    from harness.modelcheck.mprog import features_of
     from harness.modelcheck.racing import Track, races
-    from harness.modelcheck.search import features_of
 
     features = features_of(vm)
     if features is None:

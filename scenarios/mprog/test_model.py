@@ -20,16 +20,17 @@ def test_the_kernel_answers_random_sequences_as_the_model_does(vm: Vm, pytestcon
     """MPROG-LAW-001 to -007, -009: every return value, query, link info and what still exists; --kr-examples says
     how many sequences, --kr-seed which. Those that once differed come first."""
     # Here, as the guest collects this file, too, and has no hypothesis.
-    from harness.modelcheck.search import Stage, features_of, replay, search
+    from harness.modelcheck.mprog import Mprog
+    from harness.modelcheck.search import Stage, replay, search
 
-    features = features_of(vm)
-    if features is None:
+    facility = Mprog.on(vm)
+    if facility is None:
         pytest.skip("this kernel lacks tcx")
-    stage = Stage(vm, features)
-    replay(EXAMPLES, stage.play, features)
+    stage = Stage(vm, facility)
+    replay(EXAMPLES, stage.play, facility)
     search(
         stage.play,
-        features,
+        facility,
         examples=vm.settings.examples,
         seed=vm.settings.seed,
         folder=pytestconfig.rootpath / FOUND,

@@ -15,10 +15,11 @@ import pytest
 
 from harness.guest.bpf.uapi import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_ID, BPF_F_LINK, BPF_F_REPLACE
 from harness.guest.mprog_racers import Memory
+from harness.modelcheck.facility import from_json
 from harness.modelcheck.history import Answer, Frame, Info, Operation, in_order, parts
 from harness.modelcheck.history import answer as answer_of
 from harness.modelcheck.linearise import Contradiction, explain
-from harness.modelcheck.listing import from_json
+from harness.modelcheck.mprog_listing import KINDS
 from harness.modelcheck.racing import STAGES, check, overlaps, races
 from harness.modelcheck.timeline import shortened, told
 from harness.oracle.calls import (
@@ -238,7 +239,7 @@ def simulated(seed: int, *, calls: int = 150) -> list[Operation]:
             return
         begin = clock[thread] + random.random() / 4
         asked = memories[thread].resolve(left[thread].pop(0).to_json())
-        waiting.append((begin + random.random(), thread, begin, from_json([asked])[0]))
+        waiting.append((begin + random.random(), thread, begin, from_json([asked], KINDS)[0]))
 
     for thread in range(len(left)):
         invoke(thread)

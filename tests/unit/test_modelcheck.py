@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from harness.modelcheck.comparison import Divergence, compare, hook_of, request
-from harness.modelcheck.listing import from_json, scenario
+from harness.modelcheck.facility import Divergence, from_json
+from harness.modelcheck.mprog import Mprog
+from harness.modelcheck.mprog_comparison import compare, hook_of, request
+from harness.modelcheck.mprog_listing import KINDS, scenario
+from harness.modelcheck.mprog_sequences import sequences
 from harness.modelcheck.search import replay, search
-from harness.modelcheck.sequences import sequences
 from harness.modelcheck.shrinking import shortest
 from harness.oracle import world as world_module
 from harness.oracle.calls import Attach, Call, Close, Detach, Fill, LinkCreate, LinkUpdate, Query
@@ -25,6 +27,7 @@ from harness.oracle.mprog import View
 from harness.oracle.world import World
 
 FEATURES = Features()
+MPROG = Mprog(FEATURES)
 ALL = sequences(FEATURES)
 
 
@@ -140,26 +143,26 @@ def test_the_shortest_sequence_has_only_what_it_takes() -> None:
     play = against(SloppyWorld)
     found = play(calls)
     assert found is not None
-    short, divergence = shortest(calls, found, play)
+    short, divergence = shortest(calls, found, play, MPROG.plainer)
     assert short == TWICE
     assert divergence.place == 1
 
 
 def test_the_search_finds_shrinks_and_keeps_what_differs_and_plays_it_first(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a sequence of 2 calls") as caught:
-        search(against(SloppyWorld), FEATURES, examples=300, seed=0, folder=tmp_path)
+        search(against(SloppyWorld), MPROG, examples=300, seed=0, folder=tmp_path)
     assert "with refused(errno.EEXIST):  # MPROG-ATTACH-008" in str(caught.value)
     (kept,) = tmp_path.iterdir()
     assert kept.name in str(caught.value)
     with pytest.raises(AssertionError, match=r"a sequence of 2 calls"):
-        replay(tmp_path, against(SloppyWorld), FEATURES)
-    replay(tmp_path, against(World), FEATURES)
+        replay(tmp_path, against(SloppyWorld), MPROG)
+    replay(tmp_path, against(World), MPROG)
 
 
 @settings(max_examples=25, derandomize=True, database=None, deadline=None)
 @given(ALL)
 def test_a_sequence_survives_json_and_its_scenario_is_python(calls: tuple[Call, ...]) -> None:
-    assert from_json(json.loads(json.dumps([call.to_json() for call in calls]))) == calls
+    assert from_json(json.loads(json.dumps([call.to_json() for call in calls])), KINDS) == calls
     ast.parse(scenario(calls, FEATURES))
     json.dumps(request(calls, FEATURES))
 

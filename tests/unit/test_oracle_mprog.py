@@ -18,8 +18,8 @@ from harness.guest.bpf.uapi import (
     BPF_F_LINK,
     BPF_F_REPLACE,
 )
-from harness.modelcheck.comparison import hook_of
-from harness.modelcheck.sequences import sequences
+from harness.modelcheck.mprog_comparison import hook_of
+from harness.modelcheck.mprog_sequences import sequences
 from harness.oracle.calls import (
     CLOSED,
     MAP,

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness.modelcheck.search import Found, Stage, features_of, hunt
+from harness.modelcheck.mprog import Mprog
+from harness.modelcheck.search import Found, Stage, hunt
 from harness.oracle import cgroup_list, mprog
 from harness.oracle.calls import Attach
 from harness.oracle.objects import Objects
@@ -78,9 +79,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with rig.lease("debian", shape, own=True) as lease:
         vm = Vm(lease.machine, rig, "debian", shape)
         try:
-            features = features_of(vm)
-            assert features is not None
-            yield Stage(vm, features)
+            facility = Mprog.on(vm)
+            assert facility is not None
+            yield Stage(vm, facility)
         finally:
             vm.machine.close()
 
@@ -88,7 +89,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
 def test_a_wrong_rule_is_found(stage: Stage, wrong: Wrong) -> None:
     with made_wrong(wrong), pytest.raises(Found) as found:
-        hunt(stage.play, stage.features, examples=EXAMPLES, seed=0)
+        hunt(stage.play, stage.facility, examples=EXAMPLES, seed=0)
     assert found.value.divergence.model != ENDS, found.value
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A sequence of calls as JSON, and as the text of a scenario that can be pasted into scenarios/mprog."""
+"""A sequence of calls as the text of a scenario that can be pasted into scenarios/mprog."""
 
 from __future__ import annotations
 
 import errno as errno_numbers
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from harness.guest.bpf import uapi
+from harness.modelcheck.facility import by_op
 from harness.oracle import calls as all_calls
 from harness.oracle.calls import (
     CLOSED,
@@ -44,20 +44,7 @@ _FLAGS = (
     "BPF_F_PREORDER",
     "BPF_F_LINK",
 )
-_OPS = {
-    call.op: call
-    for call in vars(all_calls).values()
-    if isinstance(call, type) and issubclass(call, Call) and call is not Call
-}
-
-
-def from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
-    """The calls that `Call.to_json` described. Raises KeyError, TypeError for what is none."""
-    made = []
-    for row in data:
-        fields = dict(row)
-        made.append(_OPS[fields.pop("op")](**fields))
-    return tuple(made)
+KINDS = by_op(all_calls)
 
 
 def scenario(calls: Sequence[Call], features: Features) -> str:

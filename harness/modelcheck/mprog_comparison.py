@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-import errno as errno_numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from harness.modelcheck.facility import Divergence, name_of
 from harness.oracle.calls import Call, Close, LinkCreate, Query
 from harness.oracle.families import HOOKS, Features, Hook
 from harness.oracle.mprog import View
 from harness.oracle.objects import PROGRAMS
 from harness.oracle.world import LinkInfo, Outcome, World
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where kernel and model part: the call's place in the sequence (None: at the end), and both sides in words."""
-
-    place: int | None
-    what: str
-    model: str
-    kernel: str
-
-    def __str__(self) -> str:
-        return f"{self.what}\n  model:  {self.model}\n  kernel: {self.kernel}"
 
 
 def request(calls: Sequence[Call], features: Features) -> dict[str, Any]:
@@ -62,7 +48,7 @@ def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]
         hook = hook_of(call, world)
         outcome = world.do(call)
         if error != outcome.errno:
-            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), name_of(error))
+            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), _told(error))
         seen = outcome if isinstance(call, Query) else _look(world, hook)
         if found := _differ(seen, raw, names):
             return Divergence(place, f"after call {place + 1}, {call}, a query of {hook} shows", *found)
@@ -109,7 +95,7 @@ def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: Names) ->
         return None
     error = raw[0]
     if error != outcome.errno:
-        return _why(outcome), name_of(error)
+        return _why(outcome), _told(error)
     if outcome.view is None:
         return None
     view = view_of(raw, names)
@@ -146,11 +132,9 @@ class Names:
         return self._links.get(id, f"?{id}") if id else None
 
 
-def name_of(error: int) -> str:
+def _told(error: int) -> str:
     """The errno's name; what the player says of an array that was written behind its end."""
-    if error == -1:
-        return "success, but written behind the end of an array"
-    return errno_numbers.errorcode.get(error, str(error)) if error else "success"
+    return "success, but written behind the end of an array" if error == -1 else name_of(error)
 
 
 def _why(outcome: Outcome) -> str:
