@@ -83,7 +83,7 @@ def play(
     """Carry out the calls but those at the places `untried`; `progs` gives a type for each program's name,
     `alive` those that shall still exist when user space has closed all programs.
 
-    Returns "answers", for each call [errno, look or null if it is the one before], a look being [available names
+    Returns "answers", for each call [errno, look or null: refused, or all as before], a look being [available names
     in order, {map: [state, refcnt]}, {link: [map's id, whether poll says it hung up]}]; "ids" of names; at the end
     "values" {map: [{member: program's id}, algorithm's name]}, "socks" {socket: algorithm}, "default", "alive", and
     "left" when all is closed; "seconds".
@@ -94,7 +94,8 @@ def play(
         before: list[Any] = []
         for place, call in enumerate(calls):
             error = UNTRIED if place in untried else player.do(call)
-            look = player.look()
+            # What a refused call changes shows after the next one.
+            look = before if error and place != len(calls) - 1 else player.look()
             answers.append([error, None if look == before else look])
             before = look
         seconds = time.monotonic() - begin
@@ -180,13 +181,18 @@ class Player:
         self._stack.callback(os.close, fd)
         return fd
 
-    @staticmethod
-    def _load(name: str, type: str) -> Prog:
+    def _load(self, name: str, type: str) -> Prog:
         if type == "sched_cls":
             return Prog.load(_CODE, uapi.BPF_PROG_TYPE_SCHED_CLS, name=name)
         if type == "bpf_dummy_ops":
             return load_struct_ops_prog(type, "test_1", _CODE, name=name)
-        return load_struct_ops_prog(type, name.rpartition("_")[0], _CODE, name=name)
+        return Prog.load(
+            _CODE,
+            uapi.BPF_PROG_TYPE_STRUCT_OPS,
+            name=name,
+            expected_attach_type=list(self._members).index(name.rpartition("_")[0]),
+            attach_btf_id=btf.vmlinux().struct(TYPE),
+        )
 
     def _know(self, name: str, prog: Prog) -> None:
         self._remember(name, Prog, prog.id, prog.release())

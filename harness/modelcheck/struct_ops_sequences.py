@@ -44,7 +44,7 @@ from harness.oracle.struct_ops_calls import (
 
 T = TypeVar("T")
 
-MOST_CALLS = 200
+MOST_CALLS = 150
 MOST_MAPS, MOST_SOCKETS = 7, 8
 UNKNOWN_FLAG = 1 << 20
 CLOSED = "closed"
@@ -72,9 +72,9 @@ _OPS = (
     *("link",) * 6,
     *("relink",) * 8,
     *("detach",) * 2,
-    *("close_map",) * 3,
-    *("close_link",) * 3,
-    *("close_socket",) * 4,
+    *("close_map",) * 2,
+    *("close_link",) * 2,
+    *("close_socket",) * 3,
     "close_prog",
     *("pin", "unpin", "reopen") * 2,
     *("listen",) * 2,
@@ -131,12 +131,12 @@ class _Drawer:
 
     # Maps
 
-    def _create(self) -> Call:
+    def _create(self, *, link: bool = False) -> Call:
         if len(self.world.maps) >= MOST_MAPS and not self.rarely():
             return self._close_map()
         self.maps += 1
         name = f"m{self.maps}"
-        flags = BPF_F_LINK if self.pick((True, False)) and self._has_links() else 0
+        flags = BPF_F_LINK if (link or self.mostly()) and self._has_links() else 0
         if not self.rarely():
             return Create(name, flags)
         odd = _ODD_MAPS[self.pick(range(len(_ODD_MAPS)))]
@@ -145,8 +145,11 @@ class _Drawer:
     def _has_links(self) -> bool:
         return self.world.features.struct_ops_link or self.rarely()
 
-    def _update(self) -> Call:
-        unfilled = self._maps_in(INIT)
+    def _update(self, *, link: bool = False) -> Call:
+        """Write a value, rather to a map that has none; to a link map if that is wanted."""
+        unfilled = [name for name in self._maps_in(INIT) if self.world.maps[name].link or not link]
+        if not unfilled and not self.sometimes():
+            return self._create(link=link)
         map = self.pick(unfilled) if unfilled and not self.sometimes() else self._map()
         members = [member for member in FUNCTIONS if member in _MANDATORY or self.pick((True, False))]
         if not {"cong_avoid", "cong_control"} & set(members):
@@ -184,6 +187,8 @@ class _Drawer:
 
     def _delete(self) -> Call:
         used = self._maps_in(INUSE)
+        if not used and not self.sometimes():
+            return self._update()
         map = self.pick(used) if used and not self.sometimes() else self._map()
         return Delete(map, self.pick((0, 0, 0, 7)))
 
@@ -206,7 +211,7 @@ class _Drawer:
         if self.rarely():
             return self.pick((CLOSED, *PROGRAMS[:2], *self.world.links, *self._ever("m", self.maps)))
         there = self._maps_in(state) if state is not None else []
-        return self.pick(there or list(self.world.maps) or [CLOSED])
+        return self.pick(there or self._open(self.world.maps) or list(self.world.maps) or [CLOSED])
 
     @staticmethod
     def _ever(letter: str, count: int) -> list[str]:
@@ -217,14 +222,16 @@ class _Drawer:
     def _link(self) -> Call:
         if not self._has_links():
             return self._connect()
+        if not self._maps_in(READY) and not self.sometimes():
+            return self._update(link=True)
         self.links += 1
         name = f"l{self.links}"
         map = self._map() if self.sometimes() else self._map(state=READY)
         return Link(name, map, self.pick((0, 0, UNKNOWN_FLAG)))
 
     def _relink(self) -> Call:
-        if not self._has_links():
-            return self._choose()
+        if not self._open(self.world.links) and not self.rarely():
+            return self._link()
         name = self._some_link()
         link = self.world.links.get(name)
         current = link.map if link else None
@@ -243,23 +250,24 @@ class _Drawer:
         return table.value.name if table and table.value else None
 
     def _detach(self) -> Call:
-        return Detach(self._some_link()) if self._has_links() else self._talk()
+        return Detach(self._some_link()) if self.world.links or self.rarely() else self._talk()
 
     def _some_link(self) -> str:
-        attached = [name for name, link in self.world.links.items() if link.open and link.map]
-        if attached and self.mostly():
-            return self.pick(attached)
-        if self.rarely() or not self.world.links:
-            return self.pick((CLOSED, PROGRAMS[0], *self.world.maps, *self._ever("l", self.links)))
-        return self.pick(self.world.links)
+        there = self._open(self.world.links)
+        attached = [name for name in there if self.world.links[name].map]
+        if there and not self.rarely():
+            return self.pick(attached if attached and not self.sometimes() else there)
+        return self.pick((CLOSED, PROGRAMS[0], *self.world.maps, *self._ever("l", self.links)))
 
     # Descriptors
 
     def _close_map(self) -> Call:
-        return Close(self.pick(self._open(self.world.maps) or [CLOSED]))
+        there = self._open(self.world.maps)
+        return Close(self.pick(there or [CLOSED]))
 
     def _close_link(self) -> Call:
-        return Close(self.pick(self._open(self.world.links) or self._open(self.world.maps) or [CLOSED]))
+        there = self._open(self.world.links)
+        return Close(self.pick(there)) if there else self._link()
 
     def _close_socket(self) -> Call:
         return Close(self.pick(self.world.socks)) if self.world.socks else self._connect()
@@ -281,10 +289,13 @@ class _Drawer:
         )
 
     def _unpin(self) -> Call:
-        return Unpin(self._object([name for name, each in self._held().items() if each.pinned]))
+        pinned = [name for name, each in self._held().items() if each.pinned]
+        return Unpin(self._object(pinned)) if pinned or self.rarely() else self._pin()
 
     def _reopen(self) -> Call:
         closed = [name for name, each in self._held().items() if not each.open]
+        if not closed and not self.sometimes():
+            return self._close_map()
         return Reopen(self._object(closed), self.pick((False, True, True)))
 
     def _object(self, wanted: list[str]) -> str:
