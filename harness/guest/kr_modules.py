@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """kernrig's own test modules, loaded for a while: kr_kptr (a kptr type), kr_ops and kr_ops2 (a struct_ops type),
-kr_offload (a device that takes programs).
+kr_offload (a device that takes programs), kr_traced (things to attach programs to), kr_dependent (uses a symbol of
+kr_traced).
 
 They count what happens to them; the counters and controls are those of images/modules/*.c.
 """
@@ -84,6 +85,30 @@ class KrOffload(TestModule):
     """kr_offload: the network device `kr_offload` in the initial namespace, for which programs can be loaded."""
 
     name = "kr_offload"
+
+
+class KrTraced(TestModule):
+    """kr_traced: tracepoints, functions, a per-CPU variable and a kfunc, and a file to run through them."""
+
+    name = "kr_traced"
+
+    def call(self, value: int) -> tuple[int, int]:
+        """Run through everything with this number: twice that (or what a program that modifies returns says), and what
+        a program wrote into the writable tracepoint's argument. Raises OSError.
+        """
+        fd = os.open(self.debugfs / "call", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(value).encode())
+            returned, written = os.read(fd, 64).split()
+        finally:
+            os.close(fd)
+        return int(returned), int(written)
+
+
+class KrDependent(TestModule):
+    """kr_dependent, which cannot be loaded without kr_traced."""
+
+    name = "kr_dependent"
 
 
 class KrOps(TestModule):

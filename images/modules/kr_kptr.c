@@ -20,6 +20,8 @@
 #include <linux/slab.h>
 #include <linux/version.h>
 
+#include "kr_delay.h"
+
 #define KR_STATIC_OBJECTS 4
 
 #ifndef __bpf_kfunc
@@ -62,11 +64,11 @@ MODULE_PARM_DESC(init_error, "errno that init fails with after everything is reg
 
 static unsigned int init_delay_ms;
 module_param(init_delay_ms, uint, 0644);
-MODULE_PARM_DESC(init_delay_ms, "sleep in init after everything is registered");
+MODULE_PARM_DESC(init_delay_ms, "sleep in init after everything is registered; 0 ends it");
 
 static unsigned int exit_delay_ms;
 module_param(exit_delay_ms, uint, 0644);
-MODULE_PARM_DESC(exit_delay_ms, "sleep in exit before anything is taken down");
+MODULE_PARM_DESC(exit_delay_ms, "sleep in exit before anything is taken down; 0 ends it");
 
 static unsigned int max_live;
 module_param(max_live, uint, 0644);
@@ -250,7 +252,7 @@ static int __init kr_kptr_init(void)
 	err = register_btf_id_dtor_kfuncs(dtors, ARRAY_SIZE(dtors), THIS_MODULE);
 	if (err)
 		return err;
-	msleep(init_delay_ms);
+	kr_delay(&init_delay_ms);
 	if (init_error)
 		return -(int)min_t(unsigned int, init_error, MAX_ERRNO);
 	kr_dir = debugfs_create_dir("kr_kptr", NULL);
@@ -263,7 +265,7 @@ static void __exit kr_kptr_exit(void)
 {
 	int i;
 
-	msleep(exit_delay_ms);
+	kr_delay(&exit_delay_ms);
 	debugfs_remove(kr_dir);
 	WARN(atomic_read(&kr_count.live), "kr_kptr: exit with %d objects alive\n", atomic_read(&kr_count.live));
 	for (i = 0; i < KR_STATIC_OBJECTS; i++)

@@ -31,6 +31,7 @@
 #include <linux/uaccess.h>
 #include <linux/version.h>
 
+#include "kr_delay.h"
 #include "kr_ops.h"
 
 #define CREATE_TRACE_POINTS
@@ -44,7 +45,7 @@
 
 #define KR_OBJECTS 8
 
-/* How to find a delay or a forced error: all can be changed at run time, errors are positive errno values. */
+/* Delays and forced errors, which are positive errno values: all can be changed at run time; a sleep that was made 0 ends. */
 #define KR_PARAM(name, text)                       \
 	static unsigned int name;                  \
 	module_param(name, uint, 0644);            \
@@ -211,7 +212,7 @@ static int kr_ops_publish(struct kr_ops *table, struct bpf_link *link)
 	struct kr_slot *slot = &kr_slots[table->slot];
 	int err = 0;
 
-	msleep(reg_delay_ms);
+	kr_delay(&reg_delay_ms);
 	if (reg_error)
 		return kr_fail(reg_error);
 	mutex_lock(&kr_slots_lock);
@@ -257,14 +258,14 @@ static void kr_ops_unreg(void *kdata, struct bpf_link *link)
 	if (published)
 		atomic_dec(&kr_count.tables);
 	atomic_inc(&kr_count.unreg);
-	msleep(unreg_delay_ms);
+	kr_delay(&unreg_delay_ms);
 }
 
 static int kr_ops_replace(struct kr_ops *table, struct kr_ops *old)
 {
 	int err = 0;
 
-	msleep(update_delay_ms);
+	kr_delay(&update_delay_ms);
 	if (update_error)
 		return kr_fail(update_error);
 	if (table->slot != old->slot)
@@ -830,7 +831,7 @@ static int __init kr_ops_module_init(void)
 	err = register_bpf_struct_ops(&bpf_kr_ops, kr_ops);
 	if (err)
 		return err;
-	msleep(init_delay_ms);
+	kr_delay(&init_delay_ms);
 	if (init_error)
 		return kr_fail(init_error);
 	/* The name that this was loaded by: a test may have changed it in the file. */
@@ -844,7 +845,7 @@ static int __init kr_ops_module_init(void)
 
 static void __exit kr_ops_module_exit(void)
 {
-	msleep(exit_delay_ms);
+	kr_delay(&exit_delay_ms);
 	debugfs_remove(kr_dir);
 	WARN(atomic_read(&kr_count.tables) || atomic_read(&kr_count.owned) || atomic_read(&kr_count.calls_in_flight),
 	     "kr_ops: exit with %d tables, %d owned by objects, %d calls in flight\n", atomic_read(&kr_count.tables),

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from harness.guest.bpf import uapi
+from harness.guest.bpf.btf import BtfObject
 from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import has
@@ -14,8 +17,17 @@ SEEN, OWNED, VALUE_SIZE = 8, 24, 32
 """Offsets of the two pointers: struct value { u64 before; T *seen; u64 between; T *owned; }."""
 
 
-def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Map:
-    """Four values keyed 0 to 3, of pointers to the kernel's or a module's structure. Raises BpfError."""
+@dataclass(frozen=True)
+class OwningTypes:
+    """The types of such a map: the loaded BTF, and in it the key's and the value's."""
+
+    btf: BtfObject
+    key: int
+    value: int
+
+
+def owning_types(pointee: str) -> OwningTypes:
+    """The types for pointers to the kernel's or a module's structure. Raises BpfError."""
     # 6.4 turned the tags round (kernel/bpf/btf.c:btf_find_kptr)
     owned_tag, seen_tag = ("kptr", "kptr_untrusted") if has("kptr_untrusted_tag") else ("kptr_ref", "kptr")
     b = BtfBuilder()
@@ -24,7 +36,13 @@ def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: 
     seen = b.ptr(b.type_tag(seen_tag, target))
     members = [("before", u64, 0), ("seen", seen, SEEN), ("between", u64, 16), ("owned", owned, OWNED)]
     value = b.struct("value", VALUE_SIZE, members)
-    with b.load() as types:
+    return OwningTypes(b.load(), u32, value)
+
+
+def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Map:
+    """Four values keyed 0 to 3, of pointers to the kernel's or a module's structure. Raises BpfError."""
+    types = owning_types(pointee)
+    with types.btf:
         return Map.create(
             map_type,
             4,
@@ -32,7 +50,7 @@ def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: 
             4,
             name="owning",
             flags=flags,
-            btf=types,
-            btf_key_type_id=u32,
-            btf_value_type_id=value,
+            btf=types.btf,
+            btf_key_type_id=types.key,
+            btf_value_type_id=types.value,
         )
