@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from harness.guest import modules
 from harness.guest.bpf import uapi
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.struct_ops import StructOps
@@ -70,6 +71,15 @@ def ops(new_ops: NewOps) -> StructOps:
 def link_ops(new_ops: NewOps) -> StructOps:
     """A link map: a link registers it once its value is written."""
     return new_ops(flags=uapi.BPF_F_LINK)
+
+
+@pytest.fixture
+def unloading() -> Iterator[None]:
+    """What the scenario leaves loaded of the algorithms that may be modules is unloaded."""
+    yield
+    for module in ("tcp_dctcp", "tcp_bbr"):
+        if modules.state(module) is not None:
+            modules.unload_when_unused(module)
 
 
 def _unregister(map_id: int) -> None:
