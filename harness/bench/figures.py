@@ -59,6 +59,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("edit-n8", SECONDS, "the same with -n 8"),
     Figure("model", PER_SECOND, "operations compared with the mprog model, one machine", 300.0),
     Figure("model-no-expedite", PER_SECOND, "the same without rcu_expedited"),
+    Figure("model-struct-ops", PER_SECOND, "operations compared with the struct_ops model, one machine"),
     Figure(
         "races", PER_SECOND, "operations of racing threads explained by the model, one machine with 2 CPUs"
     ),

@@ -237,8 +237,12 @@ MEASURES: tuple[Measure, ...] = (
         warm_up=clone_verdict,
     ),
     *(
-        Measure(name, (name,), partial(modelspeed.sequences, name, append))
-        for name, append in (("model", ()), ("model-no-expedite", ("rcupdate.rcu_expedited=0",)))
+        Measure(name, (name,), partial(modelspeed.sequences, name, model, append))
+        for name, model, append in (
+            ("model", "mprog", ()),
+            ("model-no-expedite", "mprog", ("rcupdate.rcu_expedited=0",)),
+            ("model-struct-ops", "struct_ops", ()),
+        )
     ),
     Measure("races", ("races",), modelspeed.races),
     *(Measure(f"rate-n{n}", (f"rate-n{n}", f"cpu-n{n}"), partial(rate, n)) for n in WORKERS),

@@ -9,7 +9,6 @@ from itertools import islice
 
 from harness.bench.workbench import Values, Workbench
 from harness.errors import KernrigError
-from harness.oracle.families import Features
 from harness.vm.shape import Shape
 from harness.vmfixture import Vm
 
@@ -18,13 +17,18 @@ SEQUENCES = 60
 RACES = 10
 
 
-def sequences(name: str, append: Sequence[str], bench: Workbench) -> Values:
-    """Random sequences of calls, generated, played in one machine and compared; `append` is for the command line."""
+def sequences(name: str, model: str, append: Sequence[str], bench: Workbench) -> Values:
+    """Random sequences of calls, generated, played in one machine and compared with a model ("mprog", "struct_ops");
+    `append` is for the command line."""
     from harness.modelcheck.mprog import Mprog
     from harness.modelcheck.search import Stage, search
+    from harness.modelcheck.struct_ops import StructOps
 
-    def play(vm: Vm, features: Features) -> float:
-        stage = Stage(vm, facility := Mprog(features))
+    def play(vm: Vm) -> float:
+        facility = {"mprog": Mprog, "struct_ops": StructOps}[model].on(vm)
+        if facility is None:
+            raise KernrigError(f"This kernel has nothing to compare with the {model} model.")
+        stage = Stage(vm, facility)
         search(stage.play, facility, examples=SEQUENCES, seed=0, folder=bench.trivial / "counterexamples")
         return stage.figures.rate
 
@@ -35,8 +39,12 @@ def sequences(name: str, append: Sequence[str], bench: Workbench) -> Values:
 def races(bench: Workbench) -> Values:
     """Threads race in one machine with two CPUs, and what they saw is explained."""
     from harness.modelcheck import racing
+    from harness.modelcheck.mprog import features_of
 
-    def run(vm: Vm, features: Features) -> float:
+    def run(vm: Vm) -> float:
+        features = features_of(vm)
+        if features is None:
+            raise KernrigError("This kernel has no tcx for threads to race about.")
         track = racing.Track(vm, features)
         for race in islice(racing.races(features, 0), RACES):
             track.run(race)
@@ -45,17 +53,12 @@ def races(bench: Workbench) -> Values:
     return {"races": _checked(run, replace(bench.rig.settings.shape, cpus=2), bench)}
 
 
-def _checked(play: Callable[[Vm, Features], float], shape: Shape, bench: Workbench) -> float:
+def _checked(play: Callable[[Vm], float], shape: Shape, bench: Workbench) -> float:
     """What `play` returns, with a machine of this shape."""
-    from harness.modelcheck.mprog import features_of
-
     with bench.rig.lease(bench.kernel, shape, own=True) as lease:
         vm = Vm(lease.machine, bench.rig, bench.kernel, shape)
         try:
-            features = features_of(vm)
-            if features is None:
-                raise KernrigError("This kernel has no tcx to compare with the model.")
-            return play(vm, features)
+            return play(vm)
         except AssertionError as found:
             raise KernrigError(f"Kernel and model differ: {found}") from found
         finally:

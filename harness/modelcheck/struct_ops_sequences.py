@@ -168,7 +168,7 @@ class _Drawer:
 
     def _fault(self) -> dict[str, Any]:
         """Something wrong with a value; two at once tell which is found first."""
-        match self.pick(("missing", "misplaced", "stray", "name", "key", "flags", "bits")):
+        match self.pick(("missing", "misplaced", "misplaced", "stray", "name", "key", "flags", "bits")):
             case "missing":
                 return {self.pick([*_MANDATORY, "cong_avoid", "cong_control"]): None}
             case "misplaced":

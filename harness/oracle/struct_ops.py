@@ -65,7 +65,7 @@ TOBEFREE, READY = BPF_STRUCT_OPS_STATE_TOBEFREE, BPF_STRUCT_OPS_STATE_READY
 class Features:
     """What a kernel has, by the names of harness.guest.bpf.probe; `members` are those of tcp_congestion_ops, in order.
 
-    `refused_default_leaks`: FINDINGS.md, DEFAULT-REFUSAL-LEAKS.
+    `refused_default_leaks`: FINDINGS.md, TCP-REFUSED-DEFAULT-LEAKS.
     """
 
     struct_ops_link: bool = True
@@ -286,7 +286,7 @@ class World:
 
     def _unregister(self, map: str) -> None:
         """STOPS-TCP-010, -014: the name goes, who uses the map keeps it (STOPS-LAW-006)."""
-        self.registered.pop(self._name(map))
+        self.registered = {name: each for name, each in self.registered.items() if each != map}
 
     def _name(self, map: str) -> str:
         value = self.maps[map].value

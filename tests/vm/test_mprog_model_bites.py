@@ -2,43 +2,18 @@
 """The random test can tell: a model with one wrong rule is found out by the kernel within the default effort."""
 
 from __future__ import annotations
-import __future__
 
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import CodeType
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from harness.modelcheck.mprog import Mprog
-from harness.modelcheck.search import Found, Stage, hunt
+from harness.modelcheck.search import Stage
 from harness.oracle import cgroup_list, mprog
 from harness.oracle.calls import Attach
 from harness.oracle.objects import Objects
 from harness.oracle.world import World
-from harness.rig import Rig
-from harness.settings import Settings
-from harness.vm.shape import Shape
-from harness.vmfixture import Vm
-
-ENDS = "comes to an end"
-EXAMPLES = Settings().examples
-FUTURE = __future__.annotations.compiler_flag
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A rule of the model made wrong: in the text of `function`, `old` becomes `new`."""
-
-    name: str
-    function: Callable[..., Any]
-    old: str
-    new: str
-
+from tests.vm.wrong_rules import ENDS, Wrong, assert_found, staged
 
 WRONG = [
     Wrong("a linked program may come twice", mprog.attach, "element.prog == new.prog", "element == new"),
@@ -74,23 +49,13 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    rig = Rig(Settings(), tmp_path_factory.mktemp("rig"), say=print)
-    shape = Shape()
-    with rig.lease("debian", shape, own=True) as lease:
-        vm = Vm(lease.machine, rig, "debian", shape)
-        try:
-            facility = Mprog.on(vm)
-            assert facility is not None
-            yield Stage(vm, facility)
-        finally:
-            vm.machine.close()
+    with staged(Mprog, tmp_path_factory.mktemp("rig")) as stage:
+        yield stage
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
 def test_a_wrong_rule_is_found(stage: Stage, wrong: Wrong) -> None:
-    with made_wrong(wrong), pytest.raises(Found) as found:
-        hunt(stage.play, stage.facility, examples=EXAMPLES, seed=0)
-    assert found.value.divergence.model != ENDS, found.value
+    assert_found(stage, wrong)
 
 
 def test_a_machine_that_dies_is_told_and_replaced(stage: Stage) -> None:
@@ -108,22 +73,3 @@ def test_a_guest_that_is_left_dirty_is_replaced(stage: Stage) -> None:
     assert vm.dirty
     vm.renew()
     assert (vm.dirty, vm.succeed("ip netns list")) == (False, "")
-
-
-@contextmanager
-def made_wrong(wrong: Wrong) -> Iterator[None]:
-    """The function carries out the changed text within the block."""
-    function = wrong.function
-    text = textwrap.dedent(inspect.getsource(function))
-    assert text.count(wrong.old) == 1, f"{wrong.old!r} is no longer once in {function.__qualname__}"
-    right: CodeType = function.__code__
-    module = compile(
-        text.replace(wrong.old, wrong.new), right.co_filename, "exec", dont_inherit=True, flags=FUTURE
-    )
-    codes = [code for code in module.co_consts if isinstance(code, CodeType)]
-    (changed,) = [code for code in codes if code.co_name == function.__name__]
-    function.__code__ = changed
-    try:
-        yield
-    finally:
-        function.__code__ = right
