@@ -25,7 +25,7 @@ def sequences(name: str, model: str, append: Sequence[str], bench: Workbench) ->
     from harness.modelcheck.struct_ops import StructOps
 
     def play(vm: Vm) -> float:
-        facility = {"mprog": Mprog, "struct_ops": StructOps}[model].on(vm)
+        facility = (StructOps if model == "struct_ops" else Mprog).on(vm)
         if facility is None:
             raise KernrigError(f"This kernel has nothing to compare with the {model} model.")
         stage = Stage(vm, facility)
