@@ -36,6 +36,8 @@ class Facility(ABC):
 
     # The function of the guest that plays a sequence: "module:function".
     player: ClassVar[str]
+    # How many examples one sequence counts for: some take longer than others, to draw, to play, and to clean up.
+    weight: ClassVar[int] = 1
     # The calls by their `op`.
     calls: ClassVar[Mapping[str, type[Call]]]
 

@@ -89,7 +89,7 @@ def replay(folder: Path, play: Play, facility: Facility) -> None:
 
 
 def search(play: Play, facility: Facility, *, examples: int, seed: int, folder: Path) -> None:
-    """Play so many random sequences, and before them what an earlier search has left in the folder.
+    """Play random sequences for so many examples, and before them what an earlier search has left in the folder.
 
     Raises AssertionError with the shortest sequence found on which kernel and model differ; it is then kept there.
     """
@@ -103,11 +103,11 @@ def search(play: Play, facility: Facility, *, examples: int, seed: int, folder: 
 
 
 def hunt(play: Play, facility: Facility, *, examples: int, seed: int) -> None:
-    """Play so many random sequences. Raises Found at the first on which kernel and model differ."""
+    """Play random sequences for so many examples. Raises Found at the first on which kernel and model differ."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=examples,
+        max_examples=max(1, examples // facility.weight),
         database=None,
         deadline=None,
         phases=(Phase.generate,),

@@ -25,6 +25,7 @@ class StructOps(Facility):
     """Sequences of `harness.oracle.struct_ops_calls`, whose model is `harness.oracle.struct_ops`."""
 
     player: ClassVar[str] = "harness.guest.struct_ops_player:play"
+    weight: ClassVar[int] = 3  # RCU-tasks grace periods, for which the next one waits
     calls: ClassVar[Mapping[str, type[Call]]] = KINDS
 
     features: Features
