@@ -67,7 +67,7 @@ OPTIONS = (
     Option("accel", "NAME", "auto", "accelerator: auto (proves KVM by booting), kvm, tcg", ACCELERATORS),
     Option("keep", "WHEN", "failed", "keep a scenario's evidence: never, failed, always", KEEP),
     Option("timeout", "SECONDS", "60", "deadline of one scenario, in seconds of a fast machine"),
-    Option("examples", "N", "90", "random sequences of calls that are compared with a model, per test"),
+    Option("examples", "N", "64", "random sequences of calls that are compared with a model, per test"),
     Option("seed", "N", "0", "where those sequences start; the same seed gives the same ones"),
     Option("scenarios", "DIR", "scenarios", "directory below rootdir whose tests run in the guest"),
     Option("results", "DIR", ".kernrig/results", "where evidence is kept, below rootdir"),
@@ -86,7 +86,7 @@ class Settings:
     accel: str = "auto"
     keep: str = "failed"
     timeout: float = 60.0
-    examples: int = 90
+    examples: int = 64
     seed: int = 0
     scenarios: str = "scenarios"
     results: str = ".kernrig/results"

@@ -50,6 +50,11 @@ class Facility(ABC):
     def sequences(self) -> SearchStrategy[tuple[Call, ...]]:
         """Random calls."""
 
+    def parts(self) -> Sequence[SearchStrategy[tuple[Call, ...]]]:
+        """The same, by what they are about: a search does as much of each. Left to hypothesis, which likes to vary the
+        end of what it drew before, some would hardly come up."""
+        return (self.sequences(),)
+
     @abstractmethod
     def request(self, calls: Sequence[Call]) -> dict[str, Any]:
         """The player's arguments."""

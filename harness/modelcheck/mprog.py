@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from harness.modelcheck.facility import Divergence, Facility
 from harness.modelcheck.mprog_comparison import compare, request
 from harness.modelcheck.mprog_listing import KINDS, scenario
-from harness.modelcheck.mprog_sequences import sequences
+from harness.modelcheck.mprog_sequences import PARTS, sequences
 from harness.oracle.calls import Call, Fill
 from harness.oracle.families import Features
 from harness.oracle.world import SPARE
@@ -39,6 +39,9 @@ class Mprog(Facility):
 
     def sequences(self) -> SearchStrategy[tuple[Call, ...]]:
         return sequences(self.features)
+
+    def parts(self) -> Sequence[SearchStrategy[tuple[Call, ...]]]:
+        return [sequences(self.features, part) for part in PARTS]
 
     def request(self, calls: Sequence[Call]) -> dict[str, Any]:
         return request(calls, self.features)

@@ -52,17 +52,26 @@ from harness.oracle.world import World
 
 T = TypeVar("T")
 
-# A job costs as much as hundreds of calls, so sequences are long; shrinking makes them short.
-MOST_CALLS = 300
+# A job costs as much as hundreds of calls, so sequences are long from the first on; shrinking makes them short.
+CALLS = (140, 60, 100, 180, 220)
 UNKNOWN_BIT = 1 << 20
 
-_STAGES = (
-    *(("in", "out", "other"),) * 4,
-    *(("primary", "peer", "in"),) * 2,
-    *(("group", "below"),) * 3,
-    tuple(HOOKS),
+
+@dataclass(frozen=True)
+class Part:
+    """What sequences are about: these hooks; `full`: one of them is filled first."""
+
+    hooks: tuple[str, ...]
+    full: bool = False
+
+
+_TCX, _NETKIT, _CGROUP = ("in", "out", "other"), ("primary", "peer", "in"), ("group", "below")
+PARTS = (
+    *(Part(hooks) for hooks in (_TCX, _CGROUP, _NETKIT)),
+    *(Part(hooks, full=True) for hooks in (_TCX, _CGROUP, _NETKIT)),
+    Part(tuple(HOOKS)),
+    Part(_TCX),
 )
-_ANYWHERE = tuple(HOOKS)
 
 _PLACES = (
     *(0, 0, 0, BPF_F_BEFORE, BPF_F_AFTER, BPF_F_BEFORE, BPF_F_AFTER),
@@ -104,6 +113,7 @@ _OPS_AT_A_FULL_LIST = ("detach", "detach", "attach", "attach", "link")
 
 # Making a strategy costs more than drawing from it.
 _SIXTEEN, _FOUR = st.integers(0, 15), st.integers(0, 3)
+_LENGTH = st.sampled_from(CALLS)
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -112,14 +122,15 @@ def _among(choices: tuple[T, ...]) -> st.SearchStrategy[T]:
 
 
 @st.composite
-def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
-    """One to MOST_CALLS calls for a kernel with these features."""
-    stage = [hook for hook in draw(st.sampled_from(_STAGES)) if _has(features, hook)] or ["in"]
+def sequences(draw: st.DrawFn, features: Features, part: Part | None = None) -> tuple[Call, ...]:
+    """A sequence for a kernel with these features, about one part or any."""
+    part = part or draw(_among(PARTS))
+    stage = [hook for hook in part.hooks if _has(features, hook)] or ["in"]
     drawer = _Drawer(draw, World(features), stage)
     calls: list[Call] = []
-    if draw(_FOUR) == 3:
+    if part.full:
         calls.append(drawer.fill())
-    calls += [drawer.call() for _ in range(draw(st.integers(1, MOST_CALLS)))]
+    calls += [drawer.call() for _ in range(draw(_LENGTH))]
     return tuple(calls)
 
 
@@ -254,11 +265,13 @@ class _Drawer:
         return self.pick(self.stage)
 
     def prog(self, hook: str, *, inside: bool = False) -> str:
-        """A program; with `inside` rather one of the list."""
+        """A program; with `inside` rather one of the list, without rather another."""
         if self.rarely():
             return self.pick((*PROGRAMS, MAP, CLOSED, *self.world.objects.links))
-        present = sorted(set(self.world.view(hook).progs)) if inside else []
-        return self.pick(present if present and not self.rarely() else self.fitting(hook))
+        present = sorted(set(self.world.view(hook).progs))
+        fitting = self.fitting(hook)
+        wanted = present if inside else [name for name in fitting if name not in present]
+        return self.pick(wanted if wanted and self.mostly() else fitting)
 
     def fitting(self, hook: str) -> list[str]:
         type = self.world.family(hook).prog_type

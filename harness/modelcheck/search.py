@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
+from hypothesis.strategies import SearchStrategy
 
 from harness.cache import digest
 from harness.deadline import DeadlineError
@@ -103,18 +104,25 @@ def search(play: Play, facility: Facility, *, examples: int, seed: int, folder: 
 
 
 def hunt(play: Play, facility: Facility, *, examples: int, seed: int) -> None:
-    """Play random sequences for so many examples. Raises Found at the first on which kernel and model differ."""
+    """Play random sequences for so many examples, as much of each part of the facility. Raises Found at the first on
+    which kernel and model differ."""
+    parts = facility.parts()
+    share = max(1, examples // facility.weight // len(parts))
+    for number, part in enumerate(parts):
+        _hunt(play, part, share, seed * len(parts) + number)
 
+
+def _hunt(play: Play, strategy: SearchStrategy[tuple[Call, ...]], examples: int, seed: int) -> None:
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=max(1, examples // facility.weight),
+        max_examples=examples,
         database=None,
         deadline=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(facility.sequences())
+    @hypothesis.given(strategy)
     def kernel_agrees_with_model(calls: tuple[Call, ...]) -> None:
         if found := play(calls):
             raise Found(calls, found)
