@@ -96,8 +96,8 @@ def _among(choices: tuple[T, ...]) -> st.SearchStrategy[T]:
 
 @st.composite
 def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
-    """FEWEST_CALLS to MOST_CALLS calls for a kernel with these features; each sequence costs a lot, so there are no short
-    ones."""
+    """FEWEST_CALLS to MOST_CALLS calls for a kernel with these features: each sequence costs a lot, so none is
+    short."""
     drawer = _Drawer(draw, World(features))
     return tuple(drawer.call() for _ in range(draw(st.integers(FEWEST_CALLS, MOST_CALLS))))
 
