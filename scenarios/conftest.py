@@ -14,7 +14,7 @@ from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import Item, asm, exit_, mov, r0
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
-from harness.guest.kr_modules import KrKptr, KrOps, missing
+from harness.guest.kr_modules import KrKptr, KrOps, KrTypes, missing
 from harness.guest.net import Device, VethPair, veth_pair
 from harness.guest.netns import NetNamespace
 
@@ -95,4 +95,14 @@ def kr_ops() -> Iterator[KrOps]:
     if reason := missing("kr_ops"):
         pytest.skip(reason)
     with KrOps() as module:
+        yield module
+
+
+@pytest.fixture
+def kr_types() -> Iterator[KrTypes]:
+    """Our module with further struct_ops types, loaded."""
+    require("module_struct_ops")
+    if reason := missing("kr_types"):
+        pytest.skip(reason)
+    with KrTypes() as module:
         yield module

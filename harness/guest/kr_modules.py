@@ -128,12 +128,19 @@ class KrOps(TestModule):
         `context` is where it is called from: "process", "kthread", or "timer" (a soft interrupt). Raises OSError:
         ENOTCONN when there is no such table any more, ENOENT when there is no such object.
         """
+        return self._ask(table, context, f"x{times}", member, table, *values)[0]
+
+    def seen(self, member: str, table: int | str) -> int:
+        """What a call of `member` left in its argument's field `seen`. Raises OSError as `call`."""
+        return self._ask(table, member, table, 0)[1]
+
+    def _ask(self, table: int | str, *words: int | str) -> tuple[int, int]:
         self._locate(table)
         fd = os.open(self.debugfs / "call", os.O_RDWR | os.O_CLOEXEC)
         try:
-            words = (context, f"x{times}", member, table, *values)
             os.write(fd, " ".join(map(str, words)).encode())
-            return int(os.read(fd, 64).split()[0])
+            result, seen = os.read(fd, 64).split()
+            return int(result), int(seen)
         finally:
             os.close(fd)
 
@@ -176,6 +183,23 @@ class KrOps(TestModule):
     def _locate(self, table: int | str) -> None:
         if isinstance(table, str) and table.startswith("#"):
             self.set_param("table_offset", _table_offset())
+
+
+class KrTypes(TestModule):
+    """kr_types: further struct_ops types, see images/modules/kr_types.c."""
+
+    name = "kr_types"
+
+    def call(self, what: str, number: int = 0, value: int = 0) -> int:
+        """What a member returned: "first" (of table `number`), "many" (member `number`), "deep", "take", "both",
+        "give". Raises OSError.
+        """
+        fd = os.open(self.debugfs / "call", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{what} {number} {value}".encode())
+            return int(os.read(fd, 16))
+        finally:
+            os.close(fd)
 
 
 class KrOps2(KrOps):

@@ -138,7 +138,7 @@ KR_SHAPE(kr_stub_arguments, int (*run)(int, int), kr_stub, )
 KR_SHAPE(kr_suffix_on_int, int (*run)(int), kr_stub_nullable_int, )
 KR_SHAPE(kr_suffix_elsewhere, int (*run)(struct kr_a *), kr_stub_nullable_b, )
 
-KR_OPS(kr_long_name_ops, "kr_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0",
+KR_OPS(kr_long_name_ops, "kr_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0",
        &kr_good_stubs, kr_init);
 static int kr_long_name_register(void)
 {
@@ -170,9 +170,12 @@ static int kr_init_fails_register(void)
 	return __register_bpf_struct_ops(&kr_init_fails_ops);
 }
 
+/* Since 7.0 the kernel replaces EEXIST from an init function. */
 static int kr_twice_register(void)
 {
-	return kr_good_register() ?: __register_bpf_struct_ops(&bpf_kr_good);
+	int err = kr_good_register() ?: __register_bpf_struct_ops(&bpf_kr_good);
+
+	return err == -EEXIST ? -ENOTUNIQ : err;
 }
 
 KR_OPS(kr_namesake_ops, "kr_good", &kr_good_stubs, kr_init);

@@ -3,7 +3,7 @@
  * A module with further struct_ops types, each for one thing that kr_ops' type has not:
  *
  * kr_first: the pointer to the owner comes first; no update and no validate; several tables are registered at a time.
- * kr_many:  so many members that their trampolines need more than one page.
+ * kr_many:  as many members as there may be, so that their trampolines need more than one page.
  * kr_deep:  programs get a stack of their own (where kernels have that), and a kfunc calls the table again.
  * kr_refs:  programs own arguments, and return an object (where kernels have that).
  *
@@ -136,7 +136,8 @@ static struct kr_first kr_first_stubs = { .one = kr_first__one, .two = kr_first_
 KR_TYPE(kr_first, KR_TABLES);
 
 #define KR_TENS(X, tens) X(tens##0) X(tens##1) X(tens##2) X(tens##3) X(tens##4) X(tens##5) X(tens##6) X(tens##7) X(tens##8) X(tens##9)
-#define KR_EACH(X) KR_TENS(X, 1) KR_TENS(X, 2) KR_TENS(X, 3) KR_TENS(X, 4) KR_TENS(X, 5) KR_TENS(X, 6)
+#define KR_EACH(X) KR_TENS(X, 1) KR_TENS(X, 2) KR_TENS(X, 3) KR_TENS(X, 4) KR_TENS(X, 5) KR_TENS(X, 6) \
+	X(70) X(71) X(72) X(73)
 #define KR_MEMBER(number) int (*m##number)(int value);
 #define KR_STUB(number) .m##number = kr_many__m,
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -12,41 +13,43 @@ from harness.guest import modules
 from harness.guest.bpf import btf
 from harness.guest.bpf.probe import has
 from harness.guest.bpf.struct_ops import StructOps
+from harness.guest.kmsg import Mark
 from harness.guest.kr_modules import missing
 
 pytestmark = pytest.mark.requires("module_struct_ops")
 
+# by shape: the errno, and what the kernel says to it
 REFUSED = {
     # STOPS-REG-002, -003
-    "long_name": errno.EINVAL,
-    "no_stubs": errno.EINVAL,
+    "long_name": (errno.EINVAL, "name kr_.* is too long"),
+    "no_stubs": (errno.EINVAL, "kr_good has no cfi_stubs"),
     # STOPS-REG-004
-    "nowhere": errno.EINVAL,
-    "no_value": errno.EINVAL,
-    "value_of_one": errno.EINVAL,
-    "value_of_three": errno.EINVAL,
-    "value_headless": errno.EINVAL,
-    "value_of_other": errno.EINVAL,
+    "nowhere": (errno.EINVAL, "Cannot find struct kr_nowhere"),
+    "no_value": (errno.EINVAL, "Cannot find struct bpf_struct_ops_kr_a"),
+    "value_of_one": (errno.EINVAL, "members should be 2, but we get 1"),
+    "value_of_three": (errno.EINVAL, "members should be 2, but we get 3"),
+    "value_headless": (errno.EINVAL, "first member .* should be bpf_struct_ops_common_value"),
+    "value_of_other": (errno.EINVAL, "second member .* should be kr_value_of_other"),
     # STOPS-REG-005, -006
-    "65_members": errno.EINVAL,
-    "anonymous": errno.EOPNOTSUPP,
-    "bit_field": errno.EOPNOTSUPP,
+    "65_members": (errno.EINVAL, "Cannot support #65 members"),
+    "anonymous": (errno.EOPNOTSUPP, "anon member in struct kr_anonymous"),
+    "bit_field": (errno.EOPNOTSUPP, "bit field member bits"),
     # STOPS-REG-008
-    "returns_struct": errno.EINVAL,
-    "varargs": errno.EINVAL,
-    "big_argument": errno.EINVAL,
-    "thirteen": errno.EINVAL,
+    "returns_struct": (errno.EINVAL, "return type .* is unsupported"),
+    "varargs": (errno.EINVAL, "variable args is unsupported"),
+    "big_argument": (errno.EINVAL, "arg0 type .* is unsupported"),
+    "thirteen": (errno.EINVAL, "has 13 arguments. Too many"),
     # STOPS-REG-009
-    "returns_wide": errno.EOPNOTSUPP,
+    "returns_wide": (errno.EOPNOTSUPP, ">8 byte return value"),
     # STOPS-REG-011
-    "stub_nameless": errno.ENOENT,
-    "stub_unknown": errno.ENOENT,
-    "stub_arguments": errno.EINVAL,
-    "suffix_on_int": errno.EINVAL,
-    "suffix_elsewhere": errno.EINVAL,
-    # STOPS-REG-012, -013
-    "init_fails": errno.EINVAL,
-    "twice": errno.EEXIST,
+    "stub_nameless": (errno.ENOENT, "Cannot find the stub function name"),
+    "stub_unknown": (errno.ENOENT, "Cannot find the stub function kr_stub_otherwise in btf"),
+    "stub_arguments": (errno.EINVAL, "number of arguments of the stub function kr_stub does not match"),
+    "suffix_on_int": (errno.EINVAL, "__nullable tagging to an unsupported type"),
+    "suffix_elsewhere": (errno.EINVAL, "arg#0 type in stub function .* does not match"),
+    # STOPS-REG-012; -013, whose EEXIST the module tells in another way
+    "init_fails": (errno.EINVAL, "Error in init bpf_struct_ops kr_good"),
+    "twice": (errno.ENOTUNIQ, ""),
 }
 
 
@@ -69,10 +72,17 @@ def attempt(shape: str) -> int:
 
 
 def test_type_of_a_wrong_shape_fails_its_module() -> None:
-    """STOPS-REG-002 to -006, -008, -009, -011 to -013, MODLIFE-MOD-012, MODLIFE-EDGE-002: each refusal leaves
-    nothing behind, so that the same module loads with a good type afterwards.
+    """STOPS-REG-002 to -006, -008, -009, -011 to -013, MODLIFE-MOD-012, MODLIFE-EDGE-002: each refusal is told in
+    the log and leaves nothing behind, so that the same module loads with a good type afterwards.
     """
-    assert {shape: attempt(shape) for shape in REFUSED} == REFUSED
+    wrong = {}
+    for shape, (expected, said) in REFUSED.items():
+        with Mark.now() as log:
+            answer = attempt(shape)
+            text = "\n".join(record.text for record in log.read())
+        if answer != expected or not re.search(said, text):
+            wrong[shape] = (answer, text)
+    assert not wrong
     assert (attempt("good"), attempt("64_members")) == (0, 0)
 
 
