@@ -68,19 +68,10 @@ void BPF_PROG(cong_avoid, struct sock *sk, __u32 ack, __u32 acked)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	struct reno *ca = state_of(sk);
-	__u32 cwnd = tp->snd_cwnd, gathered = tp->snd_cwnd_cnt + acked;
 
 	count(&calls.cong_avoid, ca);
 	ca->acked += acked;
-	if (cwnd < tp->snd_ssthresh) {
-		cwnd += acked;
-		gathered = 0;
-	} else if (gathered >= cwnd) {
-		gathered = 0;
-		cwnd++;
-	}
-	tp->snd_cwnd_cnt = gathered;
-	tp->snd_cwnd = cwnd < tp->snd_cwnd_clamp ? cwnd : tp->snd_cwnd_clamp;
+	grow(tp, acked, tp->snd_cwnd);
 }
 
 SEC("struct_ops/undo_cwnd")
