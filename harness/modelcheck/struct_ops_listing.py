@@ -7,6 +7,7 @@ import errno as errno_numbers
 import re
 from collections.abc import Sequence
 
+from harness.guest.bpf.uapi import BPF_F_LINK
 from harness.modelcheck.facility import by_op
 from harness.oracle import struct_ops_calls as all_calls
 from harness.oracle.calls import Call
@@ -42,14 +43,16 @@ KINDS = by_op(all_calls)
 # A line, and the pattern of what needs it.
 _IMPORTS = {
     "import errno": r"\berrno\.",
-    "import os": r"\bos\.",
     "import socket": r"\bsocket\.",
     "from pathlib import Path": r"\bPath\b",
     "import pytest": r"\bpytest\.",
     "from harness.guest import tcp": r"\btcp\.",
+    "from harness.guest.bpf import btf": r"\bbtf\.",
     "from harness.guest.bpf import uapi": r"\buapi\.",
     "from harness.guest.bpf.asm import asm, exit_, mov, r0": r"\basm\(",
-    "from harness.guest.bpf.attrs import LinkCreate, LinkDetach, LinkUpdate": r"\bLink(?:Create|Detach|Update)\(",
+    "from harness.guest.bpf.attrs import LinkDetach": r"\bLinkDetach\(",
+    "from harness.guest.bpf.attrs import LinkUpdate": r"\bLinkUpdate\(",
+    "from harness.guest.bpf.attrs import MapElem": r"\bMapElem\(",
     "from harness.guest.bpf.link import Link": r"\bLink[.(]",
     "from harness.guest.bpf.map import Map": r"\bMap\.",
     "from harness.guest.bpf.prog import Prog": r"\bProg\.",
@@ -62,7 +65,9 @@ _IMPORTS = {
     "from scenarios.struct_ops.algorithms import Seen, seen": r"\bSeen\(",
     "from scenarios.struct_ops.conftest import NewOps": r"\bNewOps\b",
 }
-_NOT_OPEN, _NO_ID = "8191", "0x7FFFFFFF"
+_NOT_OPEN = "8191"
+_SOCKETS = (Listen, Connect, Choose, Talk, Default)
+_NOTHING = (Lookup, NextKey)  # whose ENOENT the guest library turns into None
 _DEFAULT = "net.ipv4.tcp_congestion_control"
 
 
@@ -88,7 +93,7 @@ class _Text:
         body = [f"{name} = {self._load(name)}" for name in PROGRAMS if name in self._words]
         for call in self._calls:
             body += self._told(call)
-        if any(isinstance(call, Listen | Connect | Choose | Talk | Default) for call in self._calls):
+        if any(isinstance(call, _SOCKETS) for call in self._calls):
             body = [
                 "with NetNamespace.create(loopback=True) as ns, ns.entered():",
                 *(f"    {line}" for line in [f'ns.set_sysctl("{_DEFAULT}", "reno")', *body]),
@@ -112,7 +117,10 @@ class _Text:
         before = self._world.look()
         outcome = self._world.do(call)
         look = self._world.look()
-        lines = [*self._expected(outcome, text, isinstance(call, Listen | Connect | Choose | Talk | Default))]
+        lines = [*self._expected(call, outcome, text)]
+        made = getattr(call, call.op if call.op == "link" else "map", "")
+        if isinstance(call, Create | Link) and Reopen(made, by_id=True) in self._calls and not outcome.errno:
+            lines.append(f"{made}_id = {self._map(made)}.id")
         for name, head in look.maps.items():
             if before.maps.get(name) != head:
                 lines.append(f"assert seen({name}) == Seen{head}")
@@ -122,35 +130,44 @@ class _Text:
         return lines
 
     @staticmethod
-    def _expected(outcome: Outcome, text: list[str], sockets: bool) -> list[str]:
+    def _expected(call: Call, outcome: Outcome, text: list[str]) -> list[str]:
         if outcome.errno == UNTRIED:
             return [f"# {outcome.rule}: {line}" for line in text]
+        if outcome.errno == errno_numbers.EBADF and not isinstance(call, Link | Relink | Detach | Update):
+            return [f"# nothing is open there: {call}"]
+        if isinstance(call, _NOTHING) and outcome.errno == errno_numbers.ENOENT:
+            return [f"assert {text[0]} is None  # {outcome.rule}"]
         if outcome.errno == RETURNED_ONE:
             return [f"# {outcome.rule}: it returns 1, and writes nothing", *text]
         if not outcome.errno:
             return text
         number = outcome.errno
         name = f"errno.{errno_numbers.errorcode[number]}" if number != ENOTSUPP else str(number)
-        how = "pytest.raises(OSError)" if sockets else f"refused({name})"
-        note = f"{name}, " if sockets else ""
+        other = isinstance(call, (*_SOCKETS, Unpin))
+        how = "pytest.raises(OSError)" if other else f"refused({name})"
+        note = f"{name}, " if other else ""
         return [f"with {how}:  # {note}{outcome.rule}", *(f"    {line}" for line in text)]
 
     def _text(self, call: Call) -> str:
         match call:
             case Create():
-                usual = Create(call.map, call.flags)
-                if call == usual:
-                    return f"{call.map} = new_ops({_flags(call.flags)})"
-                odd = {name: value for name, value in vars(call).items() if value != getattr(usual, name)}
-                return f"{call.map} = new_ops({_flags(call.flags)})  # but with {odd}"
+                if call == Create(call.map, call.flags) and call.flags in (0, BPF_F_LINK):
+                    return f"{call.map} = new_ops({'uapi.BPF_F_LINK' if call.flags else ''})"
+                type = {0: "0", 1: "value_type"}.get(call.value_type, "1")
+                size = f"btf.vmlinux().size(value_type) + {call.oversize}"
+                rest = f"{call.entries}, flags={call.flags:#x}, btf_vmlinux_value_type_id={type}"
+                return (
+                    f'value_type = btf.vmlinux().struct(f"bpf_struct_ops_{{TYPE}}")\n'
+                    f"Map.create(uapi.BPF_MAP_TYPE_STRUCT_OPS, {call.key_size}, {size}, {rest})"
+                )
             case Update():
                 return self._update(call)
             case Delete():
                 return f"{self._map(call.map)}.delete({_key(call.key)})"
             case Lookup():
-                return f"bpf(uapi.BPF_MAP_LOOKUP_ELEM, ...)  # {call}"
+                return f"{self._map(call.map)}.lookup({_key(call.key)})"
             case NextKey():
-                return f"{self._map(call.map)}.next_key({'' if call.key is None else call.key})"
+                return f"{self._map(call.map)}.next_key({'' if call.key is None else _key(call.key)})"
             case Freeze():
                 return f"{self._map(call.map)}.freeze()"
             case LookupAndDelete():
@@ -199,11 +216,18 @@ class _Text:
         if call.stray in ("owner", "key"):
             rest.append(f'"{call.stray}": 1')
         value = f"{{{', '.join([*progs, *rest])}}}"
-        note = f"  # {call.stray} is not zero" if call.stray in ("padding", "refcnt", "state", "list") else ""
-        if call.key:
-            map = self._map(call.map)
-            return f"{map}.update({_key(call.key)}, {call.map}.value({value}){_also(flags=call.flags)}){note}"
-        return f"{call.map}.update({value}{_also(flags=call.flags)}){note}"
+        if self._fd(call.map) != f"{call.map}.map.fd":
+            attr = f"map_fd={self._fd(call.map)}, flags={call.flags}"
+            return f"bpf(uapi.BPF_MAP_UPDATE_ELEM, MapElem({attr}))"
+        if call.stray in ("padding", "refcnt", "state", "list"):
+            at = {"padding": f"{call.map}.data_offset - 1", "refcnt": "0", "state": "4"}.get(
+                call.stray, f'{call.map}.data_offset + {call.map}.members["list"].offset'
+            )
+            lines, value = [f"raw = bytearray({call.map}.value({value}))", f"raw[{at}] = 1"], "bytes(raw)"
+        else:
+            lines, value = [], f"{call.map}.value({value})"
+        lines.append(f"{call.map}.map.update({_key(call.key)}, {value}{_also(flags=call.flags)})")
+        return "\n".join(lines)
 
     def _reopen(self, call: Reopen) -> str:
         kind = "Link" if call.name.startswith("l") else "Map"
@@ -238,7 +262,3 @@ def _also(**words: int) -> str:
 
 def _pin(name: str) -> str:
     return f'Path("/sys/fs/bpf/{name}")'
-
-
-def _flags(flags: int) -> str:
-    return {0: "", 1 << 13: "uapi.BPF_F_LINK"}.get(flags, hex(flags))

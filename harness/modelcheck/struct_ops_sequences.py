@@ -96,8 +96,7 @@ def _among(choices: tuple[T, ...]) -> st.SearchStrategy[T]:
 
 @st.composite
 def sequences(draw: st.DrawFn, features: Features) -> tuple[Call, ...]:
-    """FEWEST_CALLS to MOST_CALLS calls for a kernel with these features: each sequence costs a lot, so none is
-    short."""
+    """FEWEST_CALLS to MOST_CALLS calls for a kernel with these features: short sequences cost nearly as much."""
     drawer = _Drawer(draw, World(features))
     return tuple(drawer.call() for _ in range(draw(st.integers(FEWEST_CALLS, MOST_CALLS))))
 
@@ -165,6 +164,8 @@ class _Drawer:
         value["bits"] = self.pick((0, NON_RESTRICTED, 0, NON_RESTRICTED, 2))
         for _ in range(2 if self.sometimes() else self.pick((0, 0, 0, 1))):
             value |= self._fault()
+        if map not in unfilled and not self.mostly():
+            value["stray"] = self.pick(("padding", "state"))  # which is looked at before the map's state
         return Update(map, **value)
 
     def _fault(self) -> dict[str, Any]:

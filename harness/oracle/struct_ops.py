@@ -252,7 +252,7 @@ class World:
         """STOPS-STATE-011, STOPS-QUIRK-005: whatever the key."""
         table = self._open_map(call.map, "STOPS-UPD-001")
         if table.link:
-            raise Refused(errno.EOPNOTSUPP, f"STOPS-STATE-{4 if table.state == INIT else 5:03}")
+            raise Refused(errno.EOPNOTSUPP, "STOPS-STATE-004")  # and -005
         if table.state == INIT:
             raise Refused(errno.ENOENT, "STOPS-STATE-001")
         if table.state == TOBEFREE:

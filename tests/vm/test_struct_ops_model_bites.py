@@ -26,9 +26,7 @@ WRONG = [
     ),
     Wrong("any program does", World._check_member, "prog not in (f", "False and prog not in (f"),
     Wrong("a refused owner is told", World._check_member, "RETURNED_ONE", "errno.EINVAL"),
-    Wrong(
-        "delete minds the key", World._delete, "if table.state == INIT", "if table.state == INIT or call.key"
-    ),
+    Wrong("delete minds the key", World._delete, "state == INIT:", "state == INIT or call.key:"),
     Wrong("a link map can be deleted", World._delete, "if table.link", "if False"),
     Wrong(
         "a second link is fine",
