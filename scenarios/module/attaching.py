@@ -52,7 +52,17 @@ def tracepoint_name(name: str) -> str:
 
 
 def raw_tracepoint(name: str) -> Attach:
-    """A raw tracepoint program."""
+    """A raw tracepoint program, for a tracepoint with an event."""
+
+    def attach(seen: Map) -> Link:
+        with Prog.load(reports(seen, 0), uapi.BPF_PROG_TYPE_RAW_TRACEPOINT) as prog:
+            return Link.raw_tracepoint(prog, name)
+
+    return attach
+
+
+def bare_tracepoint(name: str) -> Attach:
+    """The same for a tracepoint without one, whose name has a suffix since 6.16."""
 
     def attach(seen: Map) -> Link:
         with Prog.load(reports(seen, 0), uapi.BPF_PROG_TYPE_RAW_TRACEPOINT) as prog:
@@ -132,7 +142,7 @@ def attached(attach: Attach) -> AbstractContextManager[Link]:
 
 ATTACHMENTS: dict[str, tuple[Attach, int]] = {
     "raw_tp": (raw_tracepoint("kr_traced_event"), 21),
-    "raw_tp_bare": (raw_tracepoint("kr_traced_bare"), 21),
+    "raw_tp_bare": (bare_tracepoint("kr_traced_bare"), 21),
     "raw_tp_writable": (writable, 21),
     "fentry": (tracing("kr_traced_double", uapi.BPF_TRACE_FENTRY), 21),
     "fexit": (tracing("kr_traced_double", uapi.BPF_TRACE_FEXIT), 21),

@@ -23,6 +23,7 @@ from scenarios.kptr.owning_map import owning_map
 from scenarios.module.attaching import (
     FUNCTIONS,
     attached,
+    bare_tracepoint,
     kprobe_multi,
     modify_return,
     raw_tracepoint,
@@ -74,7 +75,7 @@ def fmod_ret_link(number: int) -> AbstractContextManager[object]:
 
 
 def raw_tracepoint_link(number: int) -> AbstractContextManager[object]:
-    return attached(raw_tracepoint(("kr_traced_event", "kr_traced_bare")[number]))
+    return attached((raw_tracepoint("kr_traced_event"), bare_tracepoint("kr_traced_bare"))[number])
 
 
 def kprobe_multi_link(number: int) -> AbstractContextManager[object]:

@@ -48,9 +48,11 @@ class Binder:
         self._value_id = types.struct(f"bpf_struct_ops_{TYPE}")
         self._value_size = types.size(self._value_id)
         self._type_id = types.struct(TYPE)
-        self._compute = types.member(self._type_id, "compute").index
+        compute = types.member(self._type_id, "compute")
+        self._compute = compute.index
+        self._place = types.member(self._value_id, "data").offset + compute.offset
 
-    def create_map(self) -> Map:
+    def create_map(self, flags: int = 0) -> Map:
         """A map of the module's type, by this descriptor. Raises BpfError."""
         own = BtfBuilder()
         own.integer("int", 4)
@@ -59,11 +61,17 @@ class Binder:
                 uapi.BPF_MAP_TYPE_STRUCT_OPS,
                 4,
                 self._value_size,
-                flags=uapi.BPF_F_VTYPE_BTF_OBJ_FD,
+                flags=flags | uapi.BPF_F_VTYPE_BTF_OBJ_FD,
                 btf=user,
                 btf_vmlinux_value_type_id=self._value_id,
                 value_type_btf_obj_fd=self.object.fd,
             )
+
+    def fill(self, map: Map, compute: Prog) -> None:
+        """Write a table for slot 0 into such a map. Raises BpfError."""
+        raw = bytearray(self._value_size)
+        raw[self._place : self._place + 8] = compute.fd.to_bytes(8, "little")
+        map.update(0, bytes(raw))
 
     def load_program(self) -> Prog:
         """A program for member compute, by this descriptor. Raises BpfError."""
