@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from harness.guest.bpf import btf, cgroup, netkit, tcx, tracing, uapi
 from harness.guest.bpf.asm import add, asm, call, exit_, jeq, label, ld_map_fd, mov, r0, r1, r2, r10, stw
-from harness.guest.bpf.attrs import ProgQuery
+from harness.guest.bpf.attrs import ProgAssocStructOps, ProgQuery
 from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
@@ -212,6 +212,10 @@ FEATURES: dict[str, Callable[[], bool]] = {
     # trampolines of struct_ops maps are named in kallsyms, reading which takes a second under TCG;
     # kernel/bpf/trampoline.c:bpf_image_ksym_init came with their names
     "struct_ops_symbols": lambda: _has_any_kfunc("bpf_image_ksym_init"),
+    "struct_ops_association": lambda: (
+        _errno(lambda: bpf(uapi.BPF_PROG_ASSOC_STRUCT_OPS, ProgAssocStructOps(prog_fd=0xFFFFFFFF)))
+        == errno.EBADF
+    ),
     "module_struct_ops": _module_struct_ops,
     # 6.15 brought arguments that a program owns (suffix __ref) together with members that return objects
     "struct_ops_ref_argument": lambda: _has_member("bpf_ctx_arg_aux", "refcounted"),
