@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import Code
-from harness.guest.bpf.attrs import EnableStats, ProgBindMap, ProgLoad, TestRun
+from harness.guest.bpf.attrs import EnableStats, ProgAssocStructOps, ProgBindMap, ProgLoad, TestRun
 from harness.guest.bpf.descriptor import Descriptor, fd_of
 from harness.guest.bpf.info import ProgInfo, RawProgInfo, get_info, prog_info
 from harness.guest.bpf.syscall import BpfError, bpf
@@ -188,6 +188,11 @@ class Prog(Descriptor):
     def bind_map(self, map: Descriptor | int, *, flags: int = 0) -> None:
         """Let the program hold a map it does not use (BPF_PROG_BIND_MAP). Raises BpfError."""
         bpf(uapi.BPF_PROG_BIND_MAP, ProgBindMap(prog_fd=self.fd, map_fd=fd_of(map), flags=flags))
+
+    def associate(self, map: Descriptor | int, *, flags: int = 0) -> None:
+        """Tie the program to a struct_ops map (BPF_PROG_ASSOC_STRUCT_OPS), which it holds. Raises BpfError."""
+        attr = ProgAssocStructOps(map_fd=fd_of(map), prog_fd=self.fd, flags=flags)
+        bpf(uapi.BPF_PROG_ASSOC_STRUCT_OPS, attr)
 
 
 def enable_stats() -> Descriptor:
