@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable
 
-from harness.guest.bpf import btf, cgroup, netkit, tcx, tracing, uapi
+from harness.guest.bpf import btf, cgroup, netkit, struct_ops, tcx, tracing, uapi
 from harness.guest.bpf.asm import add, asm, call, exit_, jeq, label, ld_map_fd, mov, r0, r1, r2, r10, stw
 from harness.guest.bpf.attrs import ProgAssocStructOps, ProgQuery
 from harness.guest.bpf.btf_builder import BtfBuilder
@@ -234,7 +234,8 @@ FEATURES: dict[str, Callable[[], bool]] = {
 @functools.cache
 def has(feature: str) -> bool:
     """Whether the kernel has a feature: one of FEATURES, or "kfunc:NAME", "struct:NAME" (vmlinux BTF),
-    "fentry:NAME" (an fentry program for it loads). Raises KeyError for a name that is none of these.
+    "fentry:NAME" (an fentry program for it loads), "struct_ops:NAME" (a type of the kernel's own, such as
+    "struct_ops:sched_ext_ops"). Raises KeyError for a name that is none of these.
     """
     kind, _, name = feature.partition(":")
     if not name:
@@ -243,6 +244,8 @@ def has(feature: str) -> bool:
         return btf.vmlinux().has_func(name)
     if kind == "struct":
         return btf.vmlinux().find(name, uapi.BTF_KIND_STRUCT) is not None
+    if kind == "struct_ops":
+        return struct_ops.has_type(name)
     if kind == "fentry":
         return tracing.traceable(name)
     raise KeyError(feature)

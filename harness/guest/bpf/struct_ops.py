@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from harness.guest.bpf import btf, uapi
@@ -21,6 +23,33 @@ from harness.guest.bpf.syscall import bpf
 
 Filling = Prog | int | bytes | str
 """A function member takes a program (or a descriptor); data members an int, bytes, or text."""
+
+
+KERNEL_BTF = Path("/sys/kernel/btf")
+
+
+def types(module_name: str | None = None) -> list[str]:
+    """The struct_ops types that the kernel, or a loaded module, has in its BTF, sorted. Raises OSError, LookupError.
+
+    A module that failed to register its type has it there all the same.
+    """
+    strings = (KERNEL_BTF / (module_name or "vmlinux")).read_bytes()
+    names = {name.decode() for name in re.findall(rb"\0bpf_struct_ops_(\w+)(?=\0)", strings)}
+    # most are the kernel's own functions, of which no structure bears the rest of the name
+    return sorted(n for n in names if b"\0%s\0" % n.encode() in strings and has_type(n, module_name))
+
+
+def has_type(name: str, module_name: str | None = None) -> bool:
+    """Whether BTF has struct_ops type `name`: a structure, and the map's value bpf_struct_ops_NAME whose member data
+    it is (include/linux/bpf.h:REGISTER_BPF_STRUCT_OPS). Raises LookupError if the module is not loaded.
+    """
+    source = btf.of(module_name)
+    value = source.find(f"bpf_struct_ops_{name}", uapi.BTF_KIND_STRUCT)
+    if value is None:
+        return False
+    return any(
+        member.name == "data" and source.strip(member.type).name == name for member in source.members(value)
+    )
 
 
 def load_struct_ops_prog(
