@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A struct_ops link as anchor: it has no program that could stand in a list, so no list can know it.
 
-The kernel reads the type of the program that it has not: all of these may end the machine.
+The kernel reads the type of the program that it has not: all of these may end the machine (STOPS-LINK-027).
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ BYTES = 256 * 1024
 def test_unregistered_algorithm_serves_its_connections_until_the_last_one_closes(
     veth: VethPair, reno: Algorithm, ops: StructOps
 ) -> None:
-    """STOPS-STATE-002, -003, -016, STOPS-CMD-003, -004, STOPS-TCP-010, -012, -014, STOPS-LAW-006, -007."""
+    """STOPS-STATE-002, -003, -016, STOPS-CMD-003, -004, STOPS-FIX-001, STOPS-TCP-010, -012, -014, STOPS-LAW-006,
+    -007.
+    """
     ops.update(reno.members())
     map_id, prog_ids = ops.map.id, ops.prog_ids()
     assert prog_ids == {name: prog.id for name, prog in reno.progs.items()}
