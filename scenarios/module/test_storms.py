@@ -127,7 +127,7 @@ CLIENTS: dict[str, tuple[str, NewBind, tuple[int, ...], bool]] = {
 def test_use_and_unload_never_both_succeed(
     name: str, new_bind: NewBind, refusals: tuple[int, ...], lives: bool, failing: bool
 ) -> None:
-    """MODLIFE-RACE-001 to -004, -012, -015, -016, MODLIFE-LAW-001, -003.
+    """MODLIFE-RACE-001 to -004, -012, -015, -016, MODLIFE-LAW-001, -003, STOPS-FIX-003.
 
     What was made keeps its module, or holds nothing and is clean to close; an unload that succeeded lets nothing
     more be made of what it removed, and an init that fails in the end nothing at all.

@@ -220,7 +220,6 @@ FEATURES: dict[str, Callable[[], bool]] = {
     # 6.15 brought arguments that a program owns (suffix __ref) together with members that return objects
     "struct_ops_ref_argument": lambda: _has_member("bpf_ctx_arg_aux", "refcounted"),
     "struct_ops_private_stack": lambda: _has_member("bpf_prog_aux", "priv_stack_requested"),
-    "struct_ops_association": lambda: _has_member("bpf_prog_aux", "st_ops_assoc"),
     "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
     # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since
     "kptr_untrusted_tag": lambda: _kptr_is_referenced("kptr"),
