@@ -4,17 +4,43 @@
 from __future__ import annotations
 
 import errno
+import socket
 
 import pytest
 
-from harness.guest.bpf import btf
-from harness.guest.bpf.asm import Code, Store, asm, exit_, ldxdw, mov, r0, r1, r2, stxb, stxdw, stxw
+from harness.guest.bpf import btf, uapi
+from harness.guest.bpf.asm import (
+    Code,
+    Store,
+    add,
+    asm,
+    call,
+    exit_,
+    ldxdw,
+    mov,
+    r0,
+    r1,
+    r2,
+    r3,
+    r4,
+    r5,
+    r10,
+    stw,
+    stxb,
+    stxdw,
+    stxw,
+)
+from harness.guest.bpf.btf import records
+from harness.guest.bpf.probe import has
 from harness.guest.bpf.struct_ops import load_struct_ops_prog
 from harness.guest.bpf.syscall import refused
-from scenarios.struct_ops.algorithms import TYPE, switching_to
+from scenarios.struct_ops.algorithms import TYPE
 
 pytestmark = [pytest.mark.requires("struct_ops")]
 
+PACING = "inet_conn.icsk_inet.sk.sk_pacing_"
+# and get_info, for which there are no programs
+DATA_MEMBERS = ("name", "owner", "list", "key", "flags", "get_info")
 CA_PRIV = "inet_conn.icsk_ca_priv"
 SK_PROT = "inet_conn.icsk_inet.sk.__sk_common.skc_prot"
 
@@ -66,8 +92,64 @@ def test_structure_behind_the_socket_is_read_only() -> None:
         load_struct_ops_prog(TYPE, "cong_avoid", code)
 
 
-def test_every_member_but_release_may_set_socket_options() -> None:
+def further_fields() -> dict[str, Store]:
+    """More fields, as far as this kernel has what came with them, and how to store all of each."""
+    fields = {
+        "inet_conn.icsk_ack.pending": stxb,
+        "ecn_flags": stxb,
+        PACING + "rate": stxdw,
+        PACING + "status": stxw,
+    }
+    if has("struct_ops_link"):  # 6.4
+        fields["app_limited"] = stxw
+    if arguments_of_cong_control() == 4:  # 6.10
+        fields["snd_cwnd_stamp"] = stxw
+    return fields
+
+
+def arguments_of_cong_control() -> int:
+    """The number of arguments, of which there are more since 6.10."""
+    kernel = btf.vmlinux()
+    member = kernel.member(kernel.struct(TYPE), "cong_control")
+    return len(records(kernel.strip(kernel.strip(member.type).type), 2))
+
+
+def test_fields_may_be_written_up_to_their_ends() -> None:
+    """STOPS-PROG-030: pacing, ECN, delayed acknowledgements, and what newer kernels added."""
+    wider = {stxb: stxw, stxw: stxdw}
+    for path, store in further_fields().items():
+        load_struct_ops_prog(TYPE, "cong_avoid", storing(store, path)).close()
+        if store in wider:
+            with refused(errno.EACCES, log="beyond the member"):
+                load_struct_ops_prog(TYPE, "cong_avoid", storing(wider[store], path))
+
+
+def calling(helper: int) -> Code:
+    """A program that asks for, or sets, the delay of its socket's packets: an option of four bytes."""
+    return asm(
+        ldxdw(r1, r1),
+        mov(r2, socket.IPPROTO_TCP),
+        mov(r3, socket.TCP_NODELAY),
+        stw(r10, -4, 0),
+        mov(r4, r10),
+        add(r4, -4),
+        mov(r5, 4),
+        call(helper),
+        mov(r0, 0),
+        exit_(),
+    )
+
+
+def test_every_member_but_release_may_use_socket_options() -> None:
     """STOPS-PROG-031: release may be called with the socket's end already under way."""
-    load_struct_ops_prog(TYPE, "init", switching_to("reno")).close()
-    with refused(errno.EINVAL, log="setsockopt#49"):
-        load_struct_ops_prog(TYPE, "release", switching_to("reno"))
+    kernel = btf.vmlinux()
+    members = [each.name for each in kernel.members(kernel.struct(TYPE))]
+    functions = [name for name in members if name not in DATA_MEMBERS]
+    assert {"ssthresh", "cong_control", "init", "release"} < set(functions)
+    for helper, name in ((uapi.BPF_FUNC_setsockopt, "setsockopt"), (uapi.BPF_FUNC_getsockopt, "getsockopt")):
+        for member in functions:
+            if member == "release":
+                with refused(errno.EINVAL, log=f"{name}#{helper}"):
+                    load_struct_ops_prog(TYPE, member, calling(helper))
+            else:
+                load_struct_ops_prog(TYPE, member, calling(helper)).close()
