@@ -10,6 +10,7 @@ from typing import Any, Self
 from harness.guest.bpf import uapi
 from harness.guest.bpf.btf import Btf, Type, records
 from harness.guest.bpf.libbpf import checked, libbpf, messages
+from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 
@@ -170,6 +171,30 @@ class Object:
                 if types.type(variable).name == name:
                     return self._memory(section, offset, size)
         raise LookupError(f"{self.name} has no global variable {name}")
+
+    def initial_value(self, name: str) -> ctypes.Array[ctypes.c_char]:
+        """The memory that a map's value will be made of: of a struct_ops map, the variable as the object has it.
+
+        Pointers to programs in it are libbpf's own. Raises LookupError.
+        """
+        length = ctypes.c_size_t()
+        start = libbpf().bpf_map__initial_value(self._find("map", name), ctypes.byref(length))
+        if not start:
+            raise LookupError(f"{self.name}: map {name} has no initial value")
+        return (ctypes.c_char * length.value).from_address(start)
+
+    def attach_struct_ops(self, name: str) -> Link:
+        """Write the value of a struct_ops map of section .struct_ops.link, and link it.
+
+        Raises BpfError, LookupError.
+        """
+        with messages() as log:
+            handle = libbpf().bpf_map__attach_struct_ops(self._find("map", name))
+            checked(handle, "bpf_map__attach_struct_ops", log, name)
+        try:
+            return Link(os.dup(libbpf().bpf_link__fd(handle)))
+        finally:
+            libbpf().bpf_link__destroy(handle)
 
     def number(self, name: str) -> int:
         """A global variable as an unsigned integer. Raises LookupError."""
