@@ -25,7 +25,7 @@ from harness.guest.bpf.syscall import BpfError, bpf, refused
 from harness.guest.netns import NetNamespace
 from harness.guest.waiting import slow_factor, wait_until
 from scenarios.struct_ops.algorithms import NAME, Algorithm, ready, seen
-from scenarios.struct_ops.conftest import NewOps
+from scenarios.struct_ops.conftest import NewAlgorithm, NewOps
 
 pytestmark = [pytest.mark.requires("struct_ops", "struct_ops_link")]
 
@@ -261,3 +261,39 @@ def test_of_racing_updates_that_name_the_old_map_one_wins(
             assert link.info().map_id == winner.map.id
             assert [seen(ops).refcnt for ops in rivals] == [int(ops is winner) for ops in rivals]
             link.update(link_ops.map, old=winner.map)
+
+
+@pytest.mark.vm(cpus=2)
+def test_name_is_known_at_each_moment_of_an_update(
+    netns: NetNamespace, new_idle: NewAlgorithm, new_ops: NewOps
+) -> None:
+    """STOPS-LINK-018, -019, MODLIFE-RULE-007: sockets that choose it find either the old or the new map."""
+    maps = [new_ops(flags=uapi.BPF_F_LINK) for _ in range(2)]
+    for ops in maps:
+        ops.update(new_idle().members())
+    over = threading.Event()
+    chosen: list[int] = []
+    linked = 0
+
+    def choose() -> None:
+        with netns.entered():
+            while not over.is_set():
+                with socket.socket() as sock:
+                    tcp.set_congestion(sock, NAME)
+                chosen.append(linked)
+
+    def updated_while_chosen() -> bool:
+        nonlocal linked
+        link.update(maps[1 - linked].map, old=maps[linked].map)
+        linked = 1 - linked
+        # both maps were chosen, so updates and choices did alternate
+        return len(chosen) > 20 and {0, 1} <= set(chosen)
+
+    with maps[0].link() as link, ThreadPoolExecutor(1) as pool:
+        chooser = pool.submit(choose)
+        try:
+            wait_until(updated_while_chosen, timeout=5, what="sockets to choose the name during updates")
+        finally:
+            over.set()
+        chooser.result()
+        assert [seen(ops) for ops in maps] == [ready(1 - linked), ready(linked)]
