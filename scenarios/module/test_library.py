@@ -46,7 +46,7 @@ def test_table_is_fitted_to_the_modules_structure(tables: Object, kr_ops: KrOps)
 def test_member_taken_out_before_loading_is_empty(tables: Object, kr_ops: KrOps) -> None:
     """STOPS-UPD-010: nor is the program loaded that stood there."""
     tables.tune_map("table", autocreate=True)
-    tables.initial_value("table")[POINTER : 2 * POINTER] = bytes(POINTER)
+    write(tables, "table", POINTER, bytes(POINTER))
     tables.load()
     with (
         tables.attach_struct_ops("table"),
@@ -68,7 +68,7 @@ def test_unknown_member_must_be_zero(tables: Object, kr_ops: KrOps) -> None:
 def test_unknown_member_that_is_used_is_refused(tables: Object) -> None:
     """STOPS-UPD-009: by libbpf, before the kernel is asked."""
     tables.tune_map("later", autocreate=True)
-    tables.initial_value("later")[2 * POINTER + 4] = 1
+    write(tables, "later", 2 * POINTER + 4, b"\1")
     refused_by_library(tables, errno.ENOTSUP, "more_data")
 
 
@@ -94,6 +94,14 @@ def test_program_in_no_table_is_refused(tables: Object) -> None:
     tables.tune_map("table", autocreate=True)
     tables.tune_prog("in_no_table", autoload=True)
     refused_by_library(tables, errno.EINVAL, "in_no_table")
+
+
+def write(object: Object, table: str, at: int, content: bytes) -> None:
+    """Change a table's variable before it is loaded."""
+    memory = object.initial_value(table)
+    raw = bytearray(memory.raw)
+    raw[at : at + len(content)] = content
+    memory.raw = bytes(raw)
 
 
 def refused_by_library(object: Object, number: int, said: str) -> None:
