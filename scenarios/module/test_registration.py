@@ -72,8 +72,8 @@ def attempt(shape: str) -> int:
 
 
 def test_type_of_a_wrong_shape_fails_its_module() -> None:
-    """STOPS-REG-002 to -006, -008, -009, -011 to -013, MODLIFE-MOD-012, MODLIFE-EDGE-002: each refusal is told in
-    the log and leaves nothing behind, so that the same module loads with a good type afterwards.
+    """STOPS-REG-002 to -006, -008, -009, -011 to -013, STOPS-FIX-006, MODLIFE-MOD-012, MODLIFE-EDGE-002: each is told
+    in the log and leaves nothing behind, so that the same module loads with a good type afterwards.
     """
     wrong = {}
     for shape, (expected, said) in REFUSED.items():

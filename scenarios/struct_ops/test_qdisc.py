@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -23,13 +23,16 @@ from harness.guest.bpf.asm import (
     call_kfunc,
     exit_,
     fetch_add,
+    ja,
     jeq,
     jge,
+    jne,
     label,
     ld_map_fd,
     ld_map_value,
     ldxdw,
     ldxw,
+    may_goto,
     mov,
     r0,
     r1,
@@ -136,7 +139,7 @@ def dequeue(places: Map, ends: Map) -> Code:
 
 @dataclass(frozen=True)
 class Fifo:
-    """A queue of four packets; `ends` counts those that went in and those that came out."""
+    """A queue of four packets; `ends` counts those that went in and those that came out, and has two words to spare."""
 
     ops: StructOps
     progs: dict[str, Prog]
@@ -151,7 +154,7 @@ class Fifo:
         """How many packets went in and came out."""
         raw = self.ends.lookup(0)
         assert raw is not None
-        return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+        return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:16], "little")
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def fifo() -> Iterator[Fifo]:
     nothing = asm(mov(r0, 0), exit_())
     with ExitStack() as stack:
         hold = stack.enter_context
-        places, ends = hold(owning_map("sk_buff")), hold(Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 16, 1))
+        places, ends = hold(owning_map("sk_buff")), hold(Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 32, 1))
         code = {"enqueue": enqueue(places, ends), "dequeue": dequeue(places, ends)}
         code |= dict.fromkeys(("init", "reset", "destroy"), nothing)
         progs = {member: hold(load_struct_ops_prog(TYPE, member, each)) for member, each in code.items()}
@@ -266,3 +269,55 @@ def test_queue_may_be_what_devices_get_by_default(initial: NetNamespace, queues:
     assert seen(fifo.ops) == tobefree(2)
     tools.tc("qdisc", "del", "dev", queues, "root")
     assert seen(fifo.ops) == tobefree(0)
+
+
+def looping(memory: Map, at: int) -> Code:
+    """A program that counts in `memory`, and the first time jumps back to its first instruction."""
+    return asm(
+        label("first"),
+        ld_map_value(r1, memory, at),
+        mov(r2, 1),
+        fetch_add(r1, 0, r2),
+        jne(r2, 0, "out"),
+        may_goto("out"),  # lets the verifier believe that this ends
+        ja("first"),
+        label("out"),
+        mov(r0, 0),
+        exit_(),
+    )
+
+
+def forking(memory: Map, at: int) -> Code:
+    """A program that counts in `memory`, with an exit for the first time and another for all others."""
+    return asm(
+        ld_map_value(r1, memory, at),
+        mov(r2, 1),
+        fetch_add(r1, 0, r2),
+        jeq(r2, 0, "first"),
+        mov(r0, 0),
+        exit_(),
+        label("first"),
+        mov(r0, 0),
+        exit_(),
+    )
+
+
+@pytest.mark.parametrize(("code", "runs"), [(looping, (3, 3)), (forking, (2, 2))], ids=["looping", "forking"])
+def test_kernels_own_code_stands_around_a_program_whatever_its_way(
+    queues: str, fifo: Fifo, code: Callable[[Map, int], Code], runs: tuple[int, int]
+) -> None:
+    """STOPS-PROG-015, STOPS-UPD-017: in front of init and behind destroy, once for each call: a jump to the first
+    instruction stays within the program, and each exit leads to what stands behind.
+    """
+    with ExitStack() as stack:
+        for at, member in enumerate(("init", "destroy")):
+            prog = load_struct_ops_prog(TYPE, member, code(fifo.ends, 16 + 8 * at))
+            fifo.progs[member] = stack.enter_context(prog)
+        fifo.ops.update(fifo.members)
+    for _ in range(2):
+        tools.tc("qdisc", "add", "dev", queues, "root", NAME)
+        tools.tc("qdisc", "del", "dev", queues, "root")
+    raw = fifo.ends.lookup(0)
+    assert raw is not None
+    assert (int.from_bytes(raw[16:24], "little"), int.from_bytes(raw[24:], "little")) == runs
+    assert seen(fifo.ops) == inuse(1)
