@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,22 @@ def test_module_without_btf_loads_without_its_type(tmp_path: Path) -> None:
     with pytest.raises(LookupError):
         btf.module("kr_ops")
     modules.unload("kr_ops")
+
+
+def test_module_with_foreign_btf_is_refused_or_loads_without_types(tmp_path: Path) -> None:
+    """MODLIFE-EDGE-008: by the kernel's configuration; nobody believes the BTF that does not fit."""
+    whole = modules.path_of("kr_ops").read_bytes()
+    header = whole.index(struct.pack("<HBB", 0xEB9F, 1, 0))
+    (length,) = struct.unpack_from("<I", whole, header + 4)
+    kind = header + length + 7  # of the first type; there are not 31 kinds
+    foreign = tmp_path / "kr_ops.ko"
+    foreign.write_bytes(whole[:kind] + b"\x1f" + whole[kind + 1 :])
+    try:
+        modules.load(foreign)
+    except OSError as error:
+        assert (error.errno, modules.state("kr_ops")) == (errno.EINVAL, None)
+    else:
+        with pytest.raises(LookupError):
+            btf.module("kr_ops")
+        modules.unload("kr_ops")
+    assert not Path("/sys/kernel/btf/kr_ops").exists()
