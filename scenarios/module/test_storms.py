@@ -115,7 +115,7 @@ CLIENTS: dict[str, tuple[str, NewBind, tuple[int, ...], bool]] = {
     "registrations": ("kr_ops", registrations, (errno.EINVAL,), True),
     "kfunc_programs": ("kr_kptr", kfunc_programs, (errno.ENXIO,), True),
     "variable_programs": ("kr_traced", variable_programs, (errno.ENXIO, errno.ENOENT), True),
-    "fentry_links": ("kr_traced", fentry_links, (errno.ENOENT,), True),
+    "fentry_links": ("kr_traced", fentry_links, (errno.ENOENT, errno.EINVAL), True),
 }
 
 
