@@ -21,6 +21,7 @@ from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError
 from harness.guest.bpf.tracing import KALLSYMS, attach_tracing, load_tracing
+from harness.guest.kr_modules import KrTraced
 
 MODULE = "kr_traced"
 FUNCTIONS = ("kr_traced_double", "kr_traced_permit")
@@ -90,6 +91,14 @@ def tracing(function: str, attach_type: int, *, argument: int = 0, returns: int 
             return attach_tracing(prog, attach_type)
 
     return attach
+
+
+def fentry_program_holds() -> bool:
+    """Whether a loaded tracing program holds its module, as it does since 6.4; before, its link does."""
+    with KrTraced() as module, seen_map() as seen:
+        code = reports(seen, 0)
+        with load_tracing(FUNCTIONS[0], code, attach_type=uapi.BPF_TRACE_FENTRY, module=MODULE):
+            return module.users() > 0
 
 
 def modify_return(seen: Map) -> Link:
