@@ -34,7 +34,7 @@ vm: setup	## the harness's tests on real machines
 	$(BIN)/pytest -n $(VM_WORKERS) tests/vm $(ARGS)
 
 test: lint	## lint, then all of the harness's own tests
-	$(BIN)/pytest -n $(UNIT_WORKERS) tests/unit tests/vm $(ARGS)
+	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/vm $(ARGS)
 
 bench: setup	## how fast: medians on the screen, raw values in JSON
 	$(BIN)/python -m harness.bench $(ARGS)
