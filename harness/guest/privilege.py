@@ -8,15 +8,14 @@ import os
 import pickle
 import struct
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from harness.errors import KernrigError
-from harness.guest.netns import libc
+from harness.guest.netns import CLONE_NEWNET, libc
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +28,7 @@ CAP_BPF = 39
 NUMBERS = range(64)
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
+CLONE_NEWUSER = 0x10000000  # include/uapi/linux/sched.h
 NOBODY = 65534
 UNPRIVILEGED_BPF_DISABLED = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
 
@@ -65,39 +65,57 @@ def with_only(
 
 
 def as_nobody(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `function` returns in a child process of user nobody, which pickle must be able to take.
+    """What `function` returns in a forked process of user and group nobody, without any capability; an exception of it
+    is raised here. Both must be picklable.
 
-    The child has copies of all descriptors and starts in the calling thread's namespaces. Raises KernrigError
-    with the child's traceback when `function` raises.
+    The process has copies of all descriptors and starts in the calling thread's namespaces. Raises KernrigError when it
+    ended without an answer.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os._exit(_answer(writing, function, *args, **kwargs))
+        os.close(reading)
+        _answer(writing, function, args, kwargs)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         told = stream.read()
     _, status = os.waitpid(child, 0)
     if not told:
-        raise KernrigError(f"a child of user nobody ended without an answer, wait status {status}")
+        raise KernrigError(
+            f"a process of user nobody ended with wait status {status:#x} and no answer",
+            hint="what it was to call, or what that returned or raised, may be nothing that pickle can take",
+        )
     worked, value = pickle.loads(told)
     if not worked:
-        raise KernrigError(f"in a child of user nobody:\n{value}")
+        raise value
     returned: T = value
     return returned
 
 
-def _answer(writing: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> int:
+def _answer(
+    writing: int, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> NoReturn:
+    """The child's life."""
     try:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        answer = pickle.dumps((True, function(*args, **kwargs)))
-    except BaseException:
-        answer = pickle.dumps((False, traceback.format_exc()))
-    with os.fdopen(writing, "wb") as out:
-        out.write(answer)
-    return 0
+        try:
+            answer = pickle.dumps((True, function(*args, **kwargs)))
+        except BaseException as error:
+            answer = pickle.dumps((False, error))
+        with os.fdopen(writing, "wb") as out:
+            out.write(answer)
+    finally:
+        os._exit(0)
+
+
+def own_network() -> None:
+    """Put the calling process, which must have one thread, into a user namespace of its own with a network namespace:
+    there even nobody has all capabilities. Raises OSError where that is not allowed.
+    """
+    if libc().unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWUSER | CLONE_NEWNET)")
 
 
 @contextmanager

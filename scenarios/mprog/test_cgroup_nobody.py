@@ -12,7 +12,7 @@ from harness.guest.bpf import cgroup
 from harness.guest.bpf.cgroup import Cgroup
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE
-from harness.guest.nobody import as_nobody
+from harness.guest.privilege import as_nobody
 from scenarios.mprog.conftest import LoadCgroupSkb
 
 

@@ -21,7 +21,7 @@ from harness.guest.bpf.mprog import QueryResult
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_CGROUP_INET_SOCK_CREATE, BPF_PROG_TYPE_CGROUP_SOCK
-from harness.guest.nobody import as_nobody
+from harness.guest.privilege import as_nobody
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import NetkitPair, ids
 

@@ -11,7 +11,7 @@ import pytest
 
 from harness.guest.bpf.uapi import NETKIT_DROP, NETKIT_PASS
 from harness.guest.netns import NetNamespace
-from harness.guest.nobody import as_nobody, own_network
+from harness.guest.privilege import as_nobody, own_network
 from harness.guest.rtnl import (
     IFLA_NETKIT_HEADROOM,
     IFLA_NETKIT_PEER_POLICY,

@@ -10,7 +10,7 @@ import pytest
 
 from harness.guest.bpf import netkit, tcx
 from harness.guest.bpf.syscall import refused
-from harness.guest.nobody import as_nobody
+from harness.guest.privilege import as_nobody
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import NetkitPair, ids
 

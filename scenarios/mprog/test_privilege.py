@@ -34,6 +34,7 @@ from harness.guest.privilege import (
     CAP_NET_ADMIN,
     CAP_PERFMON,
     CAP_SYS_ADMIN,
+    CLONE_NEWUSER,
     as_nobody,
     unprivileged_bpf,
     with_only,
@@ -42,7 +43,6 @@ from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import Entry
 
 NO_DEVICE = 9999
-CLONE_NEWUSER = 0x10000000
 
 # Who has which capabilities.
 HOLDERS: dict[str, tuple[int, ...]] = {

@@ -13,8 +13,7 @@ from harness.guest import tcp
 from harness.guest.bpf.struct_ops import StructOps
 from harness.guest.net import VethPair
 from harness.guest.netns import NetNamespace
-from harness.guest.nobody import as_nobody
-from harness.guest.privilege import CAP_NET_ADMIN, without
+from harness.guest.privilege import CAP_NET_ADMIN, as_nobody, without
 from harness.guest.waiting import wait_until
 from scenarios.struct_ops.algorithms import NAME, Algorithm, inuse, seen, tobefree
 from scenarios.struct_ops.conftest import NewAlgorithm, NewOps
