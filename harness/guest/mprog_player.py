@@ -11,10 +11,8 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
@@ -34,6 +32,7 @@ from harness.guest.bpf.mprog import CAPACITY
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import raw_call
 from harness.guest.netns import NetNamespace
+from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
 from harness.guest.rtnl import (
     Request,
     delete_ingress_side,
@@ -43,21 +42,14 @@ from harness.guest.rtnl import (
     new_netkit,
     new_veth,
 )
-from harness.guest.waiting import WaitTimeout, wait_until
 
 # By the names of harness.oracle.families.HOOKS.
 INDEX = {"d0": 101, "d1": 102, "nk": 103, "nk_peer": 104, "gone": 199}
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 CGROUPS = Path("/sys/fs/cgroup")
-BPFFS = Path("/sys/fs/bpf")
-
-NOT_OPEN = 8191
-NO_ID = 0x7FFFFFFF
 NO_PIN = BPFFS / "kernrig-no-pin"
 UNTOUCHED = 0xA5A5A5A5
 SETTLE_SECONDS = 0.15
-
-T = TypeVar("T")
 
 _TYPES = {"sched_cls": uapi.BPF_PROG_TYPE_SCHED_CLS, "cgroup_skb": uapi.BPF_PROG_TYPE_CGROUP_SKB}
 _CODE = asm(mov(r0, 1), exit_())
@@ -94,7 +86,7 @@ def play(
         }
 
 
-class Player:
+class Player(Staged):
     """The stage: devices, cgroups, programs, links. A context manager that clears it all away."""
 
     def __init__(self, hooks: dict[str, tuple[str, int]], progs: dict[str, str]) -> None:
@@ -114,18 +106,6 @@ class Player:
         self.ids: dict[str, int] = {}
 
     # Setting and clearing the stage
-
-    def __enter__(self) -> Player:
-        self._stack = ExitStack()
-        try:
-            self._set()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
 
     def _set(self) -> None:
         used = {target for target, _ in self._hooks.values()}
@@ -267,7 +247,7 @@ class Player:
         name = call["link"]
         path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
         link = Link(self._fd(name))
-        error = _errno(lambda: link.pin(path))
+        error = refusal_of(lambda: link.pin(path))
         link.release()
         if error == 0:
             self._pins[name] = path
@@ -283,12 +263,13 @@ class Player:
         before = self._view_where_it_is(hook)
         self._pins.pop(name).unlink()
         if not held:  # then the kernel releases the link some time later
-            _until(
-                lambda: _errno(lambda: Link.from_id(self.ids[name]).close()),
+            settled(
+                lambda: refusal_of(lambda: Link.from_id(self.ids[name]).close()),
                 lambda error: error == errno.ENOENT,
+                SETTLE_SECONDS,
             )
             if info.ifindex or info.cgroup_id:
-                _until(lambda: self._view_where_it_is(hook), lambda view: view != before)
+                settled(lambda: self._view_where_it_is(hook), lambda view: view != before, SETTLE_SECONDS)
         return 0
 
     def _do_reopen(self, call: dict[str, Any]) -> int:
@@ -303,7 +284,7 @@ class Player:
             )
             opened = link.release()
 
-        error = _errno(open_again)
+        error = refusal_of(open_again)
         if error == 0:
             if name in self._fds:
                 os.close(self._fds[name])
@@ -332,7 +313,7 @@ class Player:
         return error
 
     def _configure(self, request: Request, ns: NetNamespace | None = None) -> int:
-        return _errno(lambda: (ns or self._ns).rtnl.request(request))
+        return refusal_of(lambda: (ns or self._ns).rtnl.request(request))
 
     def _view_where_it_is(self, hook: str) -> list[Any]:
         """The view from the namespace in which the hook's device is."""
@@ -395,7 +376,9 @@ class Player:
         for device in self._devices:
             self._configure(delete_link(INDEX[device]), self._other_ns if device in self._away else None)
         self._remove_groups()
-        return _until(self.link_infos, lambda infos: not any(attached for _, attached in infos.values()))
+        return settled(
+            self.link_infos, lambda infos: not any(attached for _, attached in infos.values()), SETTLE_SECONDS
+        )
 
     def close_links(self) -> list[str]:
         """Let go of all links; programs and links that exist still, as soon as there are none or after some time."""
@@ -405,36 +388,11 @@ class Player:
 
     def _settle(self, wanted: set[str]) -> list[str]:
         kept = {name for name in self._links if name in self._fds or name in self._pins}
-        return sorted(_until(self._existing, lambda found: found == wanted | kept) - kept)
+        return sorted(settled(self._existing, lambda found: found == wanted | kept, SETTLE_SECONDS) - kept)
 
     def _existing(self) -> set[str]:
         progs, links = _ids(uapi.BPF_PROG_GET_NEXT_ID), _ids(uapi.BPF_LINK_GET_NEXT_ID)
         return {name for name, id in self.ids.items() if id in (links if name in self._links else progs)}
-
-
-def _errno(call: Callable[[], object]) -> int:
-    """What the call is refused with, 0 if it isn't."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
-def _until(look: Callable[[], T], satisfied: Callable[[T], bool]) -> T:
-    """What `look` returns when that satisfies, or when time is up: frees are deferred."""
-    seen = [look()]
-
-    def enough() -> bool:
-        seen[0] = look()
-        return satisfied(seen[0])
-
-    try:
-        if not satisfied(seen[0]):
-            wait_until(enough, timeout=SETTLE_SECONDS, what="deferred frees")
-    except WaitTimeout:
-        pass  # the host compares, and says what is wrong
-    return seen[0]
 
 
 def _ids(command: int) -> set[int]:

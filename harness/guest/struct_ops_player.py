@@ -13,8 +13,6 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +29,11 @@ from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.bpf.syscall import raw_call
 from harness.guest.netns import NetNamespace
-from harness.guest.waiting import WaitTimeout, wait_until
+from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
 
 TYPE = "tcp_congestion_ops"
 DEFAULT = "reno"
 UNTRIED = -2
-NOT_OPEN, NO_ID = 8191, 0x7FFFFFFF
-BPFFS = Path("/sys/fs/bpf")
 SYSCTLS = Path("/proc/sys/net/ipv4")
 MODPROBE = Path("/proc/sys/kernel/modprobe")
 TRUE_TYPE, NO_TYPE = 1, 2
@@ -111,7 +107,7 @@ def play(
         return {**told, "ids": player.ids}
 
 
-class Player:
+class Player(Staged):
     """The stage, and how each call is made on it."""
 
     def __init__(self, progs: dict[str, str]) -> None:
@@ -129,18 +125,6 @@ class Player:
         self.ids: dict[str, int] = {}
 
     # Setting and clearing the stage
-
-    def __enter__(self) -> Player:
-        self._stack = ExitStack()
-        try:
-            self._set()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
 
     def _set(self) -> None:
         ns = self._stack.enter_context(NetNamespace.create(loopback=True))
@@ -344,7 +328,7 @@ class Player:
         name = call["name"]
         path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
         held = Descriptor(self._fd(name))
-        error = _errno(lambda: held.pin(path))
+        error = refusal_of(lambda: held.pin(path))
         held.release()
         if error == 0:
             self._pins[name] = path
@@ -362,9 +346,13 @@ class Player:
             before, names = self._head_of(map_id), self._names()
         self._pins.pop(name).unlink()
         if before is not None:  # then the kernel unregisters some time later
-            _until(lambda: self._head_of(map_id) != before and self._names() != names)
+            settled(lambda: self._head_of(map_id) != before and self._names() != names, bool, SETTLE_SECONDS)
         if last:
-            _until(lambda: _errno(lambda: Link.from_id(self.ids[name]).close()) == errno.ENOENT)
+            settled(
+                lambda: refusal_of(lambda: Link.from_id(self.ids[name]).close()),
+                lambda error: error == errno.ENOENT,
+                SETTLE_SECONDS,
+            )
         return 0
 
     def _head_of(self, map_id: int) -> list[int] | None:
@@ -387,7 +375,7 @@ class Player:
             else:
                 opened = kind.get(self._pins.get(name, BPFFS / "kernrig-no-pin")).release()
 
-        if error := _errno(open_again):
+        if error := refusal_of(open_again):
             return error
         self._do_close({"name": name})
         if kind is Link:
@@ -400,7 +388,7 @@ class Player:
 
     def _do_listen(self, call: dict[str, Any]) -> int:
         sock = socket.socket()
-        if call["name"] is not None and (error := _errno(lambda: tcp.set_congestion(sock, call["name"]))):
+        if call["name"] is not None and (error := refusal_of(lambda: tcp.set_congestion(sock, call["name"]))):
             sock.close()
             return error
         sock.bind(("127.0.0.1", 0))
@@ -413,7 +401,9 @@ class Player:
         if listener is None or call["listener"] in self._peers:
             return errno.EBADF
         client = socket.socket()
-        if call["name"] is not None and (error := _errno(lambda: tcp.set_congestion(client, call["name"]))):
+        if call["name"] is not None and (
+            error := refusal_of(lambda: tcp.set_congestion(client, call["name"]))
+        ):
             client.close()
             return error
         client.connect(listener.getsockname())
@@ -427,16 +417,16 @@ class Player:
     def _do_choose(self, call: dict[str, Any]) -> int:
         if call["sock"] not in self._socks:
             return errno.EBADF
-        return _errno(lambda: tcp.set_congestion(self._socks[call["sock"]], call["name"]))
+        return refusal_of(lambda: tcp.set_congestion(self._socks[call["sock"]], call["name"]))
 
     def _do_talk(self, call: dict[str, Any]) -> int:
         here, there = (self._socks.get(name or "") for name in (call["sock"], self._peers.get(call["sock"])))
         if here is None or there is None:
             return errno.EBADF
-        return _errno(lambda: tcp.TcpPair(here, there, None).transfer(len(WORD), timeout=TALK_SECONDS))
+        return refusal_of(lambda: tcp.TcpPair(here, there, None).transfer(len(WORD), timeout=TALK_SECONDS))
 
     def _do_default(self, call: dict[str, Any]) -> int:
-        return _errno(lambda: os.pwrite(self._default, call["name"].encode(), 0))
+        return refusal_of(lambda: os.pwrite(self._default, call["name"].encode(), 0))
 
     # Looks
 
@@ -511,26 +501,9 @@ class Player:
 
     def _settle(self, wanted: set[str], aside: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
         """The names of what exists, when that is just what is wanted (and what is put aside), or after some time."""
-        _until(lambda: self._existing() - aside == wanted)
-        return sorted(self._existing())
+        existing = settled(self._existing, lambda found: found - aside == wanted, SETTLE_SECONDS)
+        return sorted(existing)
 
     def _existing(self) -> set[str]:
         ids = {kind: set(kind.ids()) for kind in (Prog, Map, Link)}
         return {name for name, id in self.ids.items() if id in ids[self._kinds[name]]}  # type: ignore[index]
-
-
-def _errno(call: Callable[[], object]) -> int:
-    """What the call is refused with, 0 if it isn't."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
-def _until(satisfied: Callable[[], bool]) -> None:
-    """Return when it is, or when time is up: frees are deferred, and the host compares."""
-    try:
-        wait_until(satisfied, timeout=SETTLE_SECONDS, what="deferred frees")
-    except WaitTimeout:
-        pass
