@@ -103,6 +103,21 @@ def search(play: Play, facility: Facility, *, examples: int, seed: int, folder: 
         raise AssertionError(_told(calls, found, facility, _keep(calls, folder))) from None
 
 
+def check(vm: Vm, kind: type[Facility], kept: Path, found: Path) -> Figures | None:
+    """Compare the machine's kernel with the model as the user's settings say: first the sequences in the two folders,
+    `kept` for good and `found` by earlier runs, then random ones. What was compared; None if the kernel lacks the
+    facility. Raises AssertionError as `search` does."""
+    __tracebackhide__ = True
+    facility = kind.on(vm)
+    if facility is None:
+        return None
+    stage = Stage(vm, facility)
+    replay(kept, stage.play, facility)
+    settings = vm.settings
+    search(stage.play, facility, examples=settings.examples, seed=settings.seed, folder=found)
+    return stage.figures
+
+
 def hunt(play: Play, facility: Facility, *, examples: int, seed: int) -> None:
     """Play random sequences for so many examples, as much of each part of the facility. Raises Found at the first on
     which kernel and model differ."""

@@ -21,19 +21,10 @@ def test_the_kernel_answers_random_sequences_as_the_model_does(vm: Vm, pytestcon
     to; at the end values, sockets, and what still exists; --kr-examples says how many sequences, --kr-seed which.
     Those that once differed come first."""
     # Here, as the guest collects this file, too, and has no hypothesis.
-    from harness.modelcheck.search import Stage, replay, search
+    from harness.modelcheck.search import check
     from harness.modelcheck.struct_ops import StructOps
 
-    facility = StructOps.on(vm)
-    if facility is None:
+    figures = check(vm, StructOps, EXAMPLES, pytestconfig.rootpath / FOUND)
+    if figures is None:
         pytest.skip("this kernel lacks struct_ops")
-    stage = Stage(vm, facility)
-    replay(EXAMPLES, stage.play, facility)
-    search(
-        stage.play,
-        facility,
-        examples=vm.settings.examples,
-        seed=vm.settings.seed,
-        folder=pytestconfig.rootpath / FOUND,
-    )
-    print(stage.figures)
+    print(figures)
