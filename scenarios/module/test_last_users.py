@@ -107,7 +107,8 @@ def test_detach_from_both_sides_unregisters_once(kr_ops: KrOps) -> None:
 
 
 def test_cycles_of_use_leave_nothing(kr_ops: KrOps) -> None:
-    """MODLIFE-LAW-004, MODLIFE-SEED-001, MODLIFE-RULE-001, MODLIFE-MOD-004, -013: load, table, link, calls, unload."""
+    """MODLIFE-LAW-004, MODLIFE-RACE-006, MODLIFE-SEED-001, MODLIFE-RULE-001, MODLIFE-MOD-004, -013: load, table, link,
+    calls; unload is tried from the last close on until it succeeds."""
     kr_ops.unload()
     before = ids()
     for _ in range(ROUNDS):
