@@ -189,7 +189,9 @@ class Runner:
             finished = self._run_on_a_machine(item, job, shape, evidence)
             if not finished.taken:
                 # Nothing of the scenario has run, so another machine may have it.
-                self._tell_of_second_machine(item)
+                path, line, _ = item.location
+                said = "the machine did not begin with the scenario; it runs on another one"
+                _record_warning(item, warnings.WarningMessage(said, pytest.PytestWarning, path, line or 0))
                 evidence = Evidence(item.nodeid, self.kernel_of(item), facts=dict(evidence.facts))
                 evidence.facts["machines"] = 2
                 finished = self._run_on_a_machine(item, job, shape, evidence)
@@ -211,19 +213,6 @@ class Runner:
             )
             lease.spoiled = lease.spoiled or finished.verdict.dirty
         return finished
-
-    @staticmethod
-    def _tell_of_second_machine(item: pytest.Item) -> None:
-        path, line, _ = item.location
-        said = "the machine did not begin with the scenario; it runs on another one"
-        item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": warnings.WarningMessage(said, pytest.PytestWarning, path, line or 0),
-                "when": "runtest",
-                "nodeid": item.nodeid,
-                "location": None,
-            }
-        )
 
     def _rerun(self, item: pytest.Item) -> str:
         """The command that runs this scenario again the same way."""
@@ -252,15 +241,14 @@ class Runner:
     def _warn(self, item: pytest.Function, message: dict[str, Any]) -> None:
         category = getattr(builtins, message["category"], getattr(pytest, message["category"], UserWarning))
         location = message["location"]
-        item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": warnings.WarningMessage(
-                    message["text"], category, self._to_host(message["filename"]), int(message["lineno"])
-                ),
-                "when": message["when"],
-                "nodeid": item.nodeid if message["nodeid"] else "",
-                "location": tuple(location) if location else None,
-            }
+        _record_warning(
+            item,
+            warnings.WarningMessage(
+                message["text"], category, self._to_host(message["filename"]), int(message["lineno"])
+            ),
+            when=message["when"],
+            nodeid=item.nodeid if message["nodeid"] else "",
+            location=tuple(location) if location else None,
         )
 
     def _to_host(self, text: str) -> str:
@@ -287,6 +275,25 @@ class Runner:
         excuse(item, concluded, verdict)
         for report in concluded:
             item.ihook.pytest_runtest_logreport(report=report)
+
+
+def _record_warning(
+    item: pytest.Item,
+    message: warnings.WarningMessage,
+    *,
+    when: str = "runtest",
+    nodeid: str | None = None,
+    location: tuple[Any, ...] | None = None,
+) -> None:
+    """Put a warning into pytest's summary; about the item, if no other node id is given."""
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={
+            "warning_message": message,
+            "when": when,
+            "nodeid": item.nodeid if nodeid is None else nodeid,
+            "location": location,
+        }
+    )
 
 
 def expected_splats(item: pytest.Item) -> tuple[ExpectedSplat, ...]:
