@@ -32,7 +32,9 @@ FILES = (
     "/sys/module/kr_ops/refcnt",
     "/sys/module/kr_ops/initstate",
 )
+# Numbers that the readers share: whether to stop, how often each has read, whether one has failed.
 MOST_READERS = 8
+FAILED = MOST_READERS + 1
 
 
 def read_files() -> None:
@@ -70,12 +72,18 @@ class BtfReader:
 
 @contextmanager
 def reading(*readers: Callable[[], None]) -> Iterator[Callable[[], list[int]]]:
-    """Each reader runs in a process of its own; how often each has come to its end. One that fails fails the block."""
+    """Each reader runs in a process of its own; how often each has come to its end. Raises AssertionError, and so does
+    asking, when one has failed."""
     assert len(readers) <= MOST_READERS
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as raw, raw.cast("Q") as shared:
         children = [_child(reader, shared, place) for place, reader in enumerate(readers, 1)]
+
+        def finished() -> list[int]:
+            assert not shared[FAILED], "a reader has failed; see its traceback in the output"
+            return list(shared[1 : 1 + len(readers)])
+
         try:
-            yield lambda: list(shared[1 : 1 + len(readers)])
+            yield finished
         finally:
             shared[0] = 1
             statuses = [os.waitpid(pid, 0)[1] for pid in children]
@@ -94,6 +102,7 @@ def _child(reader: Callable[[], None], shared: memoryview[int], place: int) -> i
         status = 0
     except BaseException:
         traceback.print_exc()
+        shared[FAILED] = 1
     finally:
         os._exit(status)
 
