@@ -276,7 +276,7 @@ class _Scanner:
 
     @staticmethod
     def _follow_panic(block: _Block, index: int, text: str, cut_here: bool) -> None:
-        if not block.panic_over or cut_here or _BODY.match(text):
+        if text.strip() and (not block.panic_over or cut_here or _BODY.match(text)):
             block.add(index)
         if END_PANIC.match(text):
             block.panic_over = True

@@ -291,7 +291,7 @@ insns = st.one_of(
 
 
 @needs_llvm
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(insns, min_size=1, max_size=100))
 def test_llvm_disassembles_to_our_text(sequence: list[Insn]) -> None:
     assert llvm(bytes(asm(sequence))) == [text(each) for each in sequence]

@@ -95,7 +95,7 @@ TWICE = (Attach("in", "a"), Attach("in", "a"))
 
 
 def test_a_sequence_that_goes_as_the_model_says_does_not_differ() -> None:
-    @settings(max_examples=25, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=25)
     @given(ALL)
     def check(calls: tuple[Call, ...]) -> None:
         assert compare(calls, FEATURES, played(calls, World())) is None
@@ -159,7 +159,7 @@ def test_the_search_finds_shrinks_and_keeps_what_differs_and_plays_it_first(tmp_
     replay(tmp_path, against(World), MPROG)
 
 
-@settings(max_examples=25, derandomize=True, database=None, deadline=None)
+@settings(max_examples=25)
 @given(ALL)
 def test_a_sequence_survives_json_and_its_scenario_is_python(calls: tuple[Call, ...]) -> None:
     assert from_json(json.loads(json.dumps([call.to_json() for call in calls])), KINDS) == calls

@@ -46,7 +46,7 @@ from harness.oracle.world import Outcome, World
 from scenarios.mprog.vectors import VECTORS, Vector
 
 ALL = sequences(Features())
-SEQUENCES = settings(max_examples=30, derandomize=True, database=None, deadline=None)
+SEQUENCES = settings(max_examples=30)
 
 
 def play(*calls: Call, world: World | None = None) -> World:
@@ -453,7 +453,7 @@ def test_each_refusal_names_a_behaviour() -> None:
 def _refusals() -> list[Outcome]:
     outcomes: list[Outcome] = []
 
-    @settings(max_examples=30, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=30)
     @given(ALL)
     def collect(calls: tuple[Call, ...]) -> None:
         world = World()

@@ -52,7 +52,7 @@ from harness.oracle.struct_ops_calls import (
 )
 
 FACILITY = StructOps(Features())
-SEQUENCES = settings(max_examples=25, derandomize=True, database=None, deadline=None)
+SEQUENCES = settings(max_examples=25)
 BEFORE_LINKS = Features(struct_ops_link=False, struct_ops_link_detach=False)
 LINK = BPF_F_LINK
 
