@@ -137,23 +137,40 @@ def describe(kernel: Kernel) -> dict[str, Any]:
 
 
 def _features(settings: Settings) -> dict[str, bool | str]:
-    """Each feature that scenarios can require, and whether a booted machine has it (or why that is unknown)."""
+    """Each feature that scenarios can require, and whether a booted machine has it (or why that is unknown); last the
+    kernel's own struct_ops types.
+    """
     from harness.cli.session import lend_machine
     from harness.guest.bpf.probe import FEATURES
 
     with lend_machine(settings) as machine:
-        return {feature: _ask(machine, feature) for feature in FEATURES}
+        found = {feature: _has(machine, feature) for feature in FEATURES}
+        return found | _struct_ops_types(machine)
 
 
-def _ask(machine: Machine, feature: str) -> bool | str:
-    request = {"op": "call", "target": "harness.guest.bpf.probe:has", "args": [feature], "kwargs": {}}
-    answer: bool | str = "no answer"
-    for message in machine.job(request, deadline=Deadline.after(_PROBE_SECONDS, f"the probe of {feature}")):
+def _has(machine: Machine, feature: str) -> bool | str:
+    answer, failure = _ask(machine, "harness.guest.bpf.probe:has", feature)
+    return failure or bool(answer)
+
+
+def _struct_ops_types(machine: Machine) -> dict[str, bool | str]:
+    """The types as scenarios name them, all of which the kernel has: nobody knows those that it lacks."""
+    answer, failure = _ask(machine, "harness.guest.bpf.struct_ops:types")
+    return {"struct_ops:*": failure} if failure else {f"struct_ops:{name}": True for name in answer}
+
+
+def _ask(machine: Machine, target: str, *arguments: str) -> tuple[Any, str]:
+    """What a function returns in the machine, and "", or None and why it did not."""
+    request = {"op": "call", "target": target, "args": list(arguments), "kwargs": {}}
+    what = f"the probe of {' '.join(arguments) or target}"
+    answer: Any = None
+    failure = "no answer"
+    for message in machine.job(request, deadline=Deadline.after(_PROBE_SECONDS, what)):
         if message["type"] == "result":
-            answer = bool(message["value"])
+            answer, failure = message["value"], ""
         elif message["type"] == "error":
-            answer = f"{message['exception']}: {message['text']}".splitlines()[0]
-    return answer
+            failure = f"{message['exception']}: {message['text']}".splitlines()[0]
+    return answer, failure
 
 
 def _table(found: Sequence[AvailableKernel]) -> Iterator[str]:

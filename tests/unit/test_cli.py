@@ -4,9 +4,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from click.testing import CliRunner, Result
 from harness import doctor as host_doctor
 from harness import kernels
 from harness.cache import Cache
-from harness.cli import cli
+from harness.cli import cli, session
 from harness.cli.clean import RESULTS, Item, choose, leftovers
 from harness.cli.failure import Failure
 from harness.cli.kernel import NOTABLE
 from harness.cli.options import MACHINE, one_kernel, read_settings, shared_options
+from harness.deadline import Deadline
 from harness.doctor import Report, Row, State
 from harness.errors import KernrigError
 from harness.kernels import AvailableKernel, Kernel, KernelConfig, Provenance
@@ -225,6 +229,18 @@ def some_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return kernel
 
 
+class Answers:
+    """A machine whose kernel lacks netkit, cannot tell about kptrs, and has one struct_ops type."""
+
+    def job(self, request: dict[str, Any], *, deadline: Deadline) -> Iterator[dict[str, Any]]:
+        if request["args"] == ["kptr"]:
+            yield {"type": "error", "exception": "BpfError", "text": "EPERM\nand a log"}
+        elif request["target"].endswith(":types"):
+            yield {"type": "result", "value": ["tcp_congestion_ops"]}
+        else:
+            yield {"type": "result", "value": request["args"] != ["netkit"]}
+
+
 class TestKernel:
     @pytest.fixture(autouse=True)
     def some_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +281,18 @@ class TestKernel:
         assert facts["config"] == dict(some_kernel.config)
         assert facts["btf_bytes"] == 3 << 20
         assert facts["provenance"]["parts"] == ["cd part"]
+
+    def test_show_probes_features_and_names_the_types_that_the_kernel_itself_has(
+        self, some_kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(session, "lend_machine", lambda _: nullcontext(Answers()))
+        facts = json.loads(invoke("kernel", "show", "--json", "debian:6.12").stdout)
+        assert (facts["features"]["tcx"], facts["features"]["netkit"]) == (True, False)
+        assert facts["features"]["kptr"] == "BpfError: EPERM"
+        assert {name for name in facts["features"] if ":" in name} == {"struct_ops:tcp_congestion_ops"}
+        output = invoke("kernel", "show", "debian:6.12").stdout
+        assert re.search(r"\nfeatures    .*struct_ops:tcp_congestion_ops\nlacks", output, re.DOTALL)
+        assert "unknown     kptr: BpfError: EPERM" in output
 
     def test_show_says_what_it_knows_before_it_fails_to_boot(self, some_kernel: Kernel) -> None:
         result = invoke("kernel", "show", "--qemu", "/nonexistent", "debian:6.12")
