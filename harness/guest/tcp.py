@@ -45,9 +45,10 @@ STATES = (
 TCP_INFO = struct.Struct("=8B24I4Q6I4Q2I2Q")
 
 # A prime length: a stream that lost or repeated a power of two of bytes does not look right by accident.
-_PATTERN = bytes((7 * i * i + i + (i >> 3)) & 0xFF for i in range(4093)) * 17
 _PERIOD = 4093
 _CHUNK = 65536
+# Long enough for a chunk that begins anywhere in the first period.
+_PATTERN = bytes((7 * i * i + i + (i >> 3)) & 0xFF for i in range(_PERIOD)) * (_CHUNK // _PERIOD + 2)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,20 @@ def test_a_second_transfer_goes_on_over_the_same_connection(pair: tcp.TcpPair) -
     assert pair.info.bytes_received == 2000
 
 
+@pytest.mark.parametrize("earlier", [0, 4046, 4092])
+def test_as_much_as_one_read_can_bring_is_known_wherever_it_begins(earlier: int) -> None:
+    source, sink = socket.socketpair()
+    with source, sink:
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        flow = tcp._Flow(source, sink, earlier + (1 << 16), 0)
+        source.sendall(bytes(flow.expected(0, earlier)) + bytes(flow.expected(earlier, 1 << 16)))
+        flow.sent = flow.nbytes
+        flow.received = len(sink.recv(earlier, socket.MSG_WAITALL)) if earlier else 0
+        sink.setblocking(False)
+        while not flow.done:
+            assert flow.step() > 0
+
+
 def test_a_byte_too_many_on_the_wire_is_noticed(pair: tcp.TcpPair) -> None:
     pair.client.send(b"x")
     with pytest.raises(KernrigError, match="other bytes than were sent"):
