@@ -15,7 +15,7 @@ from _pytest._code.code import (
     ReprTraceback,
 )
 
-from harness.verdict import ExpectedSplat, Outcome, Verdict
+from harness.verdict import KnownIssue, Outcome, Verdict
 
 CALL_FAILED = pytest.StashKey[bool]()
 """Set on a host-side test whose call failed, for the tear-down of its machine."""
@@ -97,28 +97,19 @@ def _with_verdict(
     return left
 
 
-def excuse(item: pytest.Item, reports: list[pytest.TestReport], verdict: Verdict) -> None:
-    """A scenario marked known_issue is expected to fail, whatever way the kernel misbehaves: pytest's xfail. When it
-    passes, it is shown as XPASS. A fault of harness or host (INFRA), or of the scenario's own set-up, is no excuse.
-    With `splat` in the marker only a kernel that complains in words that this regex matches is excused."""
-    marker = item.get_closest_marker("known_issue")
-    if marker is None or verdict.outcome is Outcome.INFRA:
+def excuse(issue: KnownIssue, reports: list[pytest.TestReport], verdict: Verdict) -> None:
+    """A scenario with a known issue is expected to fail, whatever way the kernel misbehaves: pytest's xfail. When it
+    passes, it is shown as XPASS. A fault of harness or host (INFRA), or of the scenario's own set-up, is no excuse,
+    nor is a failure without the splat that is known."""
+    if verdict.outcome is Outcome.INFRA or (verdict.outcome.failed and not issue.fits(verdict.unexpected)):
         return
-    splat = marker.kwargs.get("splat")
-    if splat is not None and verdict.outcome.failed and not _complained(splat, verdict):
-        return
-    text = f"known issue {marker.args[0] if marker.args else '?'}: {marker.kwargs.get('reason', '')}"
+    text = f"known issue {issue.finding}: {issue.reason}"
     for report in reports:
         if report.failed and (report.when == "call" or verdict.outcome is Outcome.KERNEL):
             report.outcome = "skipped"
             report.wasxfail = text
         elif report.when == "call" and report.passed and verdict.outcome is Outcome.PASSED:
             report.wasxfail = text
-
-
-def _complained(regex: str, verdict: Verdict) -> bool:
-    known = ExpectedSplat(regex, reason="known")
-    return any(known.matches(splat) for splat in verdict.unexpected)
 
 
 def _retitle(report: pytest.TestReport, verdict: Verdict) -> None:

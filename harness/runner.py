@@ -23,7 +23,7 @@ from harness.rig import Rig
 from harness.scenario import Finished, Job, run
 from harness.settings import Settings
 from harness.tree import GUEST_ROOT
-from harness.verdict import End, ExpectedSplat, MachineEnd, explain, judge
+from harness.verdict import End, ExpectedSplat, KnownIssue, MachineEnd, explain, judge
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
 
@@ -182,7 +182,9 @@ class Runner:
 
     def _run(self, item: pytest.Function) -> None:
         evidence = Evidence(item.nodeid, self.kernel_of(item))
+        issue = None
         try:
+            issue = self._issue_of(item)
             shape, seconds = self.shape_of(item)
             job = self._job(item, seconds)
             evidence.facts["shape"] = str(shape)
@@ -198,7 +200,14 @@ class Runner:
         except (KernrigError, MachineLostError, TimeoutError) as error:
             end = MachineEnd(End.TEMPLATE, str(error))
             finished = Finished(judge(reports=[], end=end, rerun=self._rerun(item)), [], evidence)
-        self._report(item, finished)
+        self._report(item, finished, issue)
+
+    def _issue_of(self, item: pytest.Item) -> KnownIssue | None:
+        """The item's known issue, if its kernel is expected to have it. Raises KernrigError for a wrong marker."""
+        issue = known_issue(item)
+        if issue is None or not issue.concerns(self.rig.kernel(self.kernel_of(item)).provenance.version):
+            return None
+        return issue
 
     def _run_on_a_machine(
         self, item: pytest.Function, job: Job, shape: Shape, evidence: Evidence
@@ -267,12 +276,13 @@ class Runner:
             return f"{text}\nevidence could not be kept in {directory}: {error}"
         return f"{text}\nevidence: {_shown(directory)}"
 
-    def _report(self, item: pytest.Function, finished: Finished) -> None:
+    def _report(self, item: pytest.Function, finished: Finished, issue: KnownIssue | None) -> None:
         verdict = finished.verdict
         text = self.keep(finished.evidence, self._to_host(explain(verdict)), failed=verdict.outcome.failed)
         reports = [from_guest(item, data, self._to_host) for data in finished.reports]
         concluded = conclude(item, reports, verdict, text)
-        excuse(item, concluded, verdict)
+        if issue is not None:
+            excuse(issue, concluded, verdict)
         for report in concluded:
             item.ihook.pytest_runtest_logreport(report=report)
 
@@ -306,6 +316,20 @@ def expected_splats(item: pytest.Item) -> tuple[ExpectedSplat, ...]:
         raise KernrigError(
             f"{item.nodeid}: the marker expect_splat takes a regular expression and a reason: {error}.",
             hint='write it like @pytest.mark.expect_splat("refcount_t: underflow", reason="why that is right")',
+        ) from error
+
+
+def known_issue(item: pytest.Item) -> KnownIssue | None:
+    """What the item's known_issue marker says, None without one. Raises KernrigError for a wrong marker."""
+    marker = item.get_closest_marker("known_issue")
+    if marker is None:
+        return None
+    try:
+        return KnownIssue(*marker.args, **marker.kwargs)
+    except TypeError as error:
+        raise KernrigError(
+            f"{item.nodeid}: the marker known_issue takes the name of a finding and a reason: {error}.",
+            hint='write it like @pytest.mark.known_issue("FINDING", reason="what the kernel does")',
         ) from error
 
 

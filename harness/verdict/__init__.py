@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.verdict.expected import ExpectedSplat, Matching, match_expected
+from harness.verdict.expected import ExpectedSplat, KnownIssue, Matching, match_expected
 from harness.verdict.explanation import excerpt, explain
 from harness.verdict.headers import Kind
 from harness.verdict.inventory import Inventory, Item
@@ -20,6 +20,7 @@ __all__ = [
     "Inventory",
     "Item",
     "Kind",
+    "KnownIssue",
     "Leak",
     "MachineEnd",
     "Matching",

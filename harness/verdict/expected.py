@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Splats that a scenario announces: `@pytest.mark.expect_splat("regex", reason=...)`."""
+"""What a scenario announces: splats (`@pytest.mark.expect_splat("regex", reason=...)`) and kernel misbehaviour that is
+known (`@pytest.mark.known_issue("FINDING", reason=...)`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from harness.errors import KernrigError
@@ -40,6 +42,57 @@ class ExpectedSplat:
         """Whether this is one of the splats that were announced."""
         pattern = re.compile(self.regex, re.MULTILINE)
         return any(pattern.search(text) for text in (splat.title, "\n".join(splat.lines)))
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """The entry `finding` of FINDINGS.md, for which a scenario is expected to fail; `reason` says it in a line. With
+    `splat` in a kernel that complains in words that this regex matches. `spared` names the kernels on which it was
+    run and passed, where it has to pass: upstream versions such as `6.12.117` or `7.3-rc7`, each with all that follows
+    it in its series. KernrigError for one that is no version, or a bad expression.
+    """
+
+    finding: str
+    reason: str = field(kw_only=True)
+    splat: str | None = field(default=None, kw_only=True)
+    spared: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.splat is not None:
+            ExpectedSplat(self.splat, reason="known")
+        for version in self.spared:
+            if _place(version) is None:
+                raise KernrigError(
+                    f"known_issue: {version!r} in spared is no kernel version",
+                    hint='known_issue("FINDING", reason="why", spared=("6.12.117", "7.3-rc7"))',
+                )
+
+    def concerns(self, version: str) -> bool:
+        """Whether a kernel is expected to misbehave; its version is Debian's (`7.3~rc7-1~exp1`) or its release."""
+        kernel = _place(version)
+        if kernel is None:
+            return True
+        behaving = [place for each in self.spared if (place := _place(each)) is not None]
+        return not any(place[0] == kernel[0] and place[1] <= kernel[1] for place in behaving)
+
+    def fits(self, splats: Iterable[Splat]) -> bool:
+        """Whether the kernel complained in the words that are known, if any are."""
+        if self.splat is None:
+            return True
+        known = ExpectedSplat(self.splat, reason="known")
+        return any(known.matches(splat) for splat in splats)
+
+
+_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:[-~]rc(\d+))?")
+
+
+def _place(version: str) -> tuple[tuple[int, int], tuple[int, float]] | None:
+    """A version's series, and its place there: patch level, release candidates first. None for what is no version."""
+    found = _VERSION.match(version)
+    if found is None:
+        return None
+    major, minor, patch, candidate = found.groups()
+    return (int(major), int(minor)), (int(patch or 0), float(candidate) if candidate else inf)
 
 
 class Matching(NamedTuple):

@@ -8,8 +8,8 @@ import pytest
 
 from harness.errors import KernrigError
 from harness.reports import conclude, excuse
-from harness.runner import expected_splats
-from harness.verdict import End, ExpectedSplat, Kind, MachineEnd, Outcome, Splat, Verdict
+from harness.runner import expected_splats, known_issue
+from harness.verdict import End, ExpectedSplat, Kind, KnownIssue, MachineEnd, Outcome, Splat, Verdict
 
 TEXT = "the whole explanation"
 
@@ -117,9 +117,8 @@ def test_failed_assert_keeps_its_text_and_gets_the_explanation() -> None:
     [(Outcome.KERNEL, True), (Outcome.TEST, True), (Outcome.PASSED, True), (Outcome.INFRA, False)],
 )
 def test_known_issue_excuses_all_but_the_harness(outcome: Outcome, wasxfail: bool) -> None:
-    marked = item(pytest.mark.known_issue("F7", reason="upstream knows"))
-    reports = conclude(marked, [report("setup"), report("call"), report("teardown")], verdict(outcome), TEXT)
-    excuse(marked, reports, verdict(outcome))
+    reports = conclude(item(), [report("setup"), report("call"), report("teardown")], verdict(outcome), TEXT)
+    excuse(KnownIssue("F7", reason="upstream knows"), reports, verdict(outcome))
     call = reports[0]
     assert hasattr(call, "wasxfail") == wasxfail
     assert call.failed == (not wasxfail)
@@ -139,11 +138,62 @@ def test_known_issue_excuses_all_but_the_harness(outcome: Outcome, wasxfail: boo
 def test_known_issue_with_a_splat_excuses_no_other(
     outcome: Outcome, splats: list[str], excused: bool
 ) -> None:
-    marked = item(pytest.mark.known_issue("F7", reason="upstream knows", splat="in kr_o+ps"))
+    issue = KnownIssue("F7", reason="upstream knows", splat="in kr_o+ps")
     judged = replace(verdict(outcome), unexpected=tuple(splat(title) for title in splats))
-    reports = conclude(marked, [report("setup"), report("call"), report("teardown")], judged, TEXT)
-    excuse(marked, reports, judged)
+    reports = conclude(item(), [report("setup"), report("call"), report("teardown")], judged, TEXT)
+    excuse(issue, reports, judged)
     assert hasattr(reports[0], "wasxfail") == excused
+
+
+@pytest.mark.parametrize(
+    ("version", "concerned"),
+    [
+        ("6.1.192-2", True),
+        ("6.12.116-1", True),
+        ("6.12.117-1", False),
+        ("6.12.120-1~bpo12+1", False),
+        ("6.13", True),
+        ("7.2.13-1", True),
+        ("7.3~rc6-1~exp1", True),
+        ("7.3~rc7-1~exp1", False),
+        ("7.3.0-rc8-00012-g0123456789ab", False),
+        ("7.3-1", False),
+        ("7.3.1-1", False),
+        ("next-20261120", True),
+    ],
+)
+def test_known_issue_spares_what_behaved_and_what_follows_it_in_its_series(
+    version: str, concerned: bool
+) -> None:
+    issue = KnownIssue("F7", reason="upstream knows", spared=("6.12.117", "7.3-rc7"))
+    assert issue.concerns(version) == concerned
+
+
+def test_known_issue_comes_from_the_marker() -> None:
+    marker = pytest.mark.known_issue("F7", reason="upstream knows", splat="a", spared=("6.12.117",))
+    assert known_issue(item(marker)) == KnownIssue(
+        "F7", reason="upstream knows", splat="a", spared=("6.12.117",)
+    )
+    assert known_issue(item()) is None
+
+
+@pytest.mark.parametrize(
+    ("marker", "said"),
+    [
+        (pytest.mark.known_issue("F7"), "test_x: the marker known_issue takes .*reason"),
+        (pytest.mark.known_issue(reason="upstream knows"), "test_x: the marker known_issue takes .*finding"),
+        (
+            pytest.mark.known_issue("F7", reason="upstream knows", spared=("sid",)),
+            "'sid' .* no kernel version",
+        ),
+        (pytest.mark.known_issue("F7", reason="upstream knows", spared="6.12"), "'6' .* no kernel version"),
+        (pytest.mark.known_issue("F7", reason="upstream knows", splat="("), "no regular expression"),
+    ],
+)
+def test_wrong_known_issue_is_explained(marker: pytest.MarkDecorator, said: str) -> None:
+    with pytest.raises(KernrigError, match=said) as caught:
+        known_issue(item(marker))
+    assert caught.value.hint
 
 
 def test_expected_splats_come_from_all_markers() -> None:
