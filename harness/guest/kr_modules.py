@@ -197,7 +197,8 @@ class KrTypes(TestModule):
 
     def call(self, what: str, number: int = 0, value: int = 0) -> int:
         """What a member returned: "first" (of table `number`), "many" (member `number`), "deep", "take", "both",
-        "give". Raises OSError.
+        "give", "wrapped" (and in tens and hundreds how often the module's code ran before and behind the program).
+        Raises OSError.
         """
         fd = os.open(self.debugfs / "call", os.O_RDWR | os.O_CLOEXEC)
         try:

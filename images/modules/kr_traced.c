@@ -68,6 +68,12 @@ __bpf_kfunc int kr_traced_number(void)
 	return 7;
 }
 
+/* Said to be as harmful as one that ends the machine, and harmless. */
+__bpf_kfunc int kr_traced_destroy(void)
+{
+	return 13;
+}
+
 /* Returns 0, unless a program that modifies its return value says otherwise. */
 __bpf_kfunc int kr_traced_permit(int value)
 {
@@ -82,6 +88,7 @@ __bpf_kfunc_end_defs();
 
 BTF_KFUNCS_START(kr_kfunc_ids)
 BTF_ID_FLAGS(func, kr_traced_number)
+BTF_ID_FLAGS(func, kr_traced_destroy, KF_DESTRUCTIVE)
 BTF_KFUNCS_END(kr_kfunc_ids)
 
 static const struct btf_kfunc_id_set kr_kfunc_set = {

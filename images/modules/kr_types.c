@@ -6,6 +6,7 @@
  * kr_many:  as many members as there may be, so that their trampolines need more than one page.
  * kr_deep:  programs get a stack of their own (where kernels have that), and a kfunc calls the table again.
  * kr_refs:  programs own arguments, and return an object (where kernels have that).
+ * kr_wrapped: the module's own code stands in front of each program and behind it (where kernels have that).
  *
  * A write "TYPE NUMBER [NUMBER]" to debugfs kr_types/call calls a member, whose result is then read from it.
  */
@@ -14,6 +15,7 @@
 #include <linux/btf.h>
 #include <linux/btf_ids.h>
 #include <linux/debugfs.h>
+#include <linux/filter.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -100,7 +102,9 @@ static const struct bpf_verifier_ops kr_verifier_ops = {
 #endif
 
 /* The registration of a type: its stubs, how many tables at a time, and more hooks. */
-#define KR_TYPE(type, tables_at_a_time, ...)                                                    \
+#define KR_TYPE(type, tables_at_a_time, ...) \
+	KR_TYPE_WITH(kr_verifier_ops, type, tables_at_a_time, __VA_ARGS__)
+#define KR_TYPE_WITH(verifier_operations, type, tables_at_a_time, ...)                          \
 	static struct kr_tables type##_tables = { .limit = tables_at_a_time };                  \
 	static int type##_reg(void *kdata KR_LINK)                                              \
 	{                                                                                       \
@@ -111,7 +115,7 @@ static const struct bpf_verifier_ops kr_verifier_ops = {
 		kr_withdraw(&type##_tables, kdata);                                             \
 	}                                                                                       \
 	static struct bpf_struct_ops bpf_##type = {                                             \
-		.verifier_ops = &kr_verifier_ops, .init = kr_init, .init_member = kr_init_member, \
+		.verifier_ops = &verifier_operations, .init = kr_init, .init_member = kr_init_member, \
 		.reg = type##_reg, .unreg = type##_unreg, .cfi_stubs = &type##_stubs,           \
 		.owner = THIS_MODULE, .name = #type, __VA_ARGS__                                \
 	}
@@ -177,6 +181,76 @@ static int kr_deep_check_member(const struct btf_type *t, const struct btf_membe
 KR_TYPE(kr_deep, 1, .check_member = kr_deep_check_member);
 #else
 KR_TYPE(kr_deep, 1);
+#endif
+
+#ifdef KR_HAS_EPILOGUE
+struct kr_wrap {
+	u64 before;
+	u64 behind;
+};
+
+struct kr_wrapped {
+	int (*wrapped)(struct kr_wrap *wrap);
+};
+
+static int kr_wrapped__wrapped(struct kr_wrap *wrap)
+{
+	return 0;
+}
+
+/* Both add 1 to what is behind the only argument. */
+static int kr_wrapped_prologue(struct bpf_insn *insn, bool direct_write, const struct bpf_prog *prog)
+{
+	struct bpf_insn *first = insn;
+
+	*insn++ = BPF_LDX_MEM(BPF_DW, BPF_REG_2, BPF_REG_1, 0);
+	*insn++ = BPF_LDX_MEM(BPF_DW, BPF_REG_3, BPF_REG_2, offsetof(struct kr_wrap, before));
+	*insn++ = BPF_ALU64_IMM(BPF_ADD, BPF_REG_3, 1);
+	*insn++ = BPF_STX_MEM(BPF_DW, BPF_REG_2, BPF_REG_3, offsetof(struct kr_wrap, before));
+	*insn++ = prog->insnsi[0];
+	return insn - first;
+}
+
+static int kr_wrapped_epilogue(struct bpf_insn *insn, const struct bpf_prog *prog, s16 ctx_stack_off)
+{
+	struct bpf_insn *first = insn;
+
+	*insn++ = BPF_LDX_MEM(BPF_DW, BPF_REG_1, BPF_REG_FP, ctx_stack_off);
+	*insn++ = BPF_LDX_MEM(BPF_DW, BPF_REG_1, BPF_REG_1, 0);
+	*insn++ = BPF_LDX_MEM(BPF_DW, BPF_REG_2, BPF_REG_1, offsetof(struct kr_wrap, behind));
+	*insn++ = BPF_ALU64_IMM(BPF_ADD, BPF_REG_2, 1);
+	*insn++ = BPF_STX_MEM(BPF_DW, BPF_REG_1, BPF_REG_2, offsetof(struct kr_wrap, behind));
+	*insn++ = BPF_EXIT_INSN();
+	return insn - first;
+}
+
+static const struct bpf_verifier_ops kr_wrapped_verifier_ops = {
+	.get_func_proto = bpf_base_func_proto,
+	.is_valid_access = bpf_tracing_btf_ctx_access,
+	.gen_prologue = kr_wrapped_prologue,
+	.gen_epilogue = kr_wrapped_epilogue,
+};
+
+static struct kr_wrapped kr_wrapped_stubs = { .wrapped = kr_wrapped__wrapped };
+KR_TYPE_WITH(kr_wrapped_verifier_ops, kr_wrapped, 1);
+
+/* What the program returned, and in tens and hundreds how often the module's code ran before it and behind it. */
+static int kr_call_wrapped(void)
+{
+	struct kr_wrapped *table = kr_wrapped_tables.table[0];
+	struct kr_wrap wrap = {};
+	int result;
+
+	if (!table || !table->wrapped)
+		return -ENOTCONN;
+	result = table->wrapped(&wrap);
+	return result + 10 * (int)wrap.before + 100 * (int)wrap.behind;
+}
+#else
+static int kr_call_wrapped(void)
+{
+	return -EOPNOTSUPP;
+}
 #endif
 
 #ifdef KR_HAS_REFS
@@ -346,6 +420,8 @@ static int kr_call(const char *what, int number, int value)
 		return kr_call_many(number, value);
 	if (!strcmp(what, "deep"))
 		return kr_deep_again(number);
+	if (!strcmp(what, "wrapped"))
+		return kr_call_wrapped();
 	return kr_call_refs(what, number);
 }
 
@@ -399,6 +475,9 @@ static int __init kr_types_init(void)
 	err = register_bpf_struct_ops(&bpf_kr_first, kr_first) ?:
 	      register_bpf_struct_ops(&bpf_kr_many, kr_many) ?:
 	      register_bpf_struct_ops(&bpf_kr_deep, kr_deep) ?:
+#ifdef KR_HAS_EPILOGUE
+	      register_bpf_struct_ops(&bpf_kr_wrapped, kr_wrapped) ?:
+#endif
 #ifdef KR_HAS_REFS
 	      register_bpf_struct_ops(&bpf_kr_refs, kr_refs) ?:
 #endif

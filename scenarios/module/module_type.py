@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import Insn, Item, asm, call_kfunc, exit_, mov, r0
+from harness.guest.bpf.btf import BtfObject
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import Filling, StructOps
 
@@ -26,8 +27,17 @@ class ModuleType:
         """A call of one of the module's kfuncs. Raises LookupError."""
         return call_kfunc(self.btf.func(name), _MODULE_IN_FD_ARRAY)
 
-    def load(self, member: str, *items: Item, flags: int = 0) -> Prog:
-        """A program of these instructions, and an exit, for a member. Raises BpfError, LookupError."""
+    def load(
+        self,
+        member: str,
+        *items: Item,
+        flags: int = 0,
+        types: BtfObject | None = None,
+        func_info: Sequence[tuple[int, int]] | None = None,
+    ) -> Prog:
+        """A program of these instructions, and an exit, for a member; with `types` of its own, and where its functions
+        begin, if it has several. Raises BpfError, LookupError.
+        """
         return Prog.load(
             asm(*items, exit_()),
             uapi.BPF_PROG_TYPE_STRUCT_OPS,
@@ -37,6 +47,8 @@ class ModuleType:
             attach_btf_obj_fd=self.btf.object.fd,
             flags=flags,
             fd_array=[0, self.btf.object],
+            btf=types,
+            func_info=func_info,
         )
 
     def returning(self, member: str, value: int) -> Prog:

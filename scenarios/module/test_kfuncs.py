@@ -36,11 +36,13 @@ from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import refused
 from harness.guest.kr_modules import KrKptr, KrTraced, missing
+from harness.guest.privilege import without
 from harness.guest.waiting import wait_until
 
 KPTR, TRACED = 1, 2
 PLACES = {"kr_kptr": KPTR, "kr_traced": TRACED}
-NUMBER, ID = 7, 2
+NUMBER, ID, DESTRUCTION = 7, 2, 13
+CAP_SYS_BOOT = 22  # include/uapi/linux/capability.h
 
 
 @pytest.fixture(params=[("kr_kptr", "kr_traced"), ("kr_traced", "kr_kptr")], ids=" then ".join)
@@ -152,3 +154,22 @@ def test_program_type_must_be_one_the_function_is_for(kr_traced: KrTraced) -> No
             fd_array=[0, btf.module("kr_traced").object],
         )
     assert kr_traced.users() == 0
+
+
+@pytest.mark.parametrize("name", ["kr_traced_destroy", "kr_traced_number"])
+def test_only_who_may_reboot_calls_what_destroys(kr_traced: KrTraced, name: str) -> None:
+    """MODLIFE-REF-006: without the capability the program is refused, and lets the module go; other functions need none."""
+    code = asm(call_kfunc(btf.module("kr_traced").func(name), 1), exit_())
+    module = btf.module("kr_traced").object
+
+    def load() -> int:
+        with Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS, fd_array=[0, module]) as program:
+            return program.test_run(bytes(64)).retval
+
+    if name == "kr_traced_destroy":
+        with refused(errno.EACCES, log="destructive kfunc calls require CAP_SYS_BOOT"):
+            without((CAP_SYS_BOOT,), load)
+        wait_until(lambda: kr_traced.users() == 0, timeout=2, what="the refused program to let go")
+        assert load() == DESTRUCTION
+    else:
+        assert without((CAP_SYS_BOOT,), load) == NUMBER

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 
 import pytest
 
-from harness.guest.bpf import uapi
+from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import (
     Item,
     add,
     call,
+    call_kfunc,
+    call_label,
+    exit_,
     jeq,
     label,
     ld_map_fd,
@@ -24,6 +28,7 @@ from harness.guest.bpf.asm import (
     r6,
     r7,
 )
+from harness.guest.bpf.btf_builder import BtfBuilder
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.syscall import refused
 from harness.guest.kr_modules import KrTypes
@@ -69,6 +74,26 @@ def test_argument_is_released_once(refs: ModuleType) -> None:
     again = [mov(r6, r1), release(refs), ldxdw(r1, r6, THING), refs.kfunc("kr_thing_release"), mov(r0, 0)]
     with refused(errno.EACCES, log="Reference may already be released"):
         refs.load("take", again)
+
+
+@pytest.mark.parametrize(("offset", "accepted"), [(0, True), (THING, False)], ids=["number", "thing"])
+def test_argument_is_not_there_for_a_global_subprogram(refs: ModuleType, offset: int, accepted: bool) -> None:
+    """STOPS-PROG-017: it is verified by itself, with the same context but owning nothing of what is in that."""
+    types = BtfBuilder()
+    integer = types.integer("int", 4, encoding=1)
+    context = types.ptr(types.integer("u64", 8))
+    proto = types.func_proto(integer, [("ctx", context)])
+    main, sub = (types.func(name, proto) for name in ("main", "reading"))
+    types.decl_tag("arg:ctx", sub, 0)
+    code = [
+        *(mov(r6, r1), release(refs), mov(r1, r6), call_label("reading"), exit_()),
+        *(label("reading"), ldxdw(r1, r1, offset), mov(r0, 0)),
+    ]
+    with types.load() as own, ExitStack() as stack:
+        if not accepted:
+            said = rf"(?s)Validating reading\(\).*access off={offset}. Reference may already be released"
+            stack.enter_context(refused(errno.EACCES, log=said))
+        refs.load("take", code, types=own, func_info=[(0, main), (6, sub)]).close()
 
 
 def test_each_of_several_arguments_is_owned(refs: ModuleType, kr_types: KrTypes) -> None:
@@ -129,3 +154,28 @@ def test_nothing_else_is_returned(refs: ModuleType) -> None:
     for way, reason in wrong.values():
         with refused(errno.EINVAL, errno.EACCES, log=reason):
             refs.load("give", way)
+
+
+@pytest.mark.requires("local_kptr")
+def test_local_object_is_not_returned_for_one_of_the_module(refs: ModuleType) -> None:
+    """STOPS-PROG-018: although its type bears the same name, and the program owns it."""
+    kernel = btf.vmlinux()
+    new = "bpf_obj_new" if kernel.has_func("bpf_obj_new") else "bpf_obj_new_impl"
+    types = BtfBuilder()
+    integer = types.integer("int", 4, encoding=1)
+    main = types.func("main", types.func_proto(integer, [("ctx", types.ptr(types.integer("u64", 8)))]))
+    local = types.struct("kr_thing", 8, [("refs", integer, 0), ("id", integer, 4)])
+    made = [release(refs), mov(r1, local), mov(r2, 0), call_kfunc(kernel.func(new), 0)]
+    with types.load() as own:
+        with refused(errno.EINVAL, log=r"R0 is not a known value \(ptr_"):
+            refs.load("give", made, types=own, func_info=[(0, main)])
+        nothing = [
+            made,
+            mov(r1, r0),
+            mov(r0, 0),
+            jeq(r1, 0, "out"),
+            refs.kfunc("kr_thing_release"),
+            label("out"),
+        ]
+        with refused(errno.EINVAL, log="expected pointer to STRUCT kr_thing but"):
+            refs.load("give", nothing, types=own, func_info=[(0, main)])

@@ -219,6 +219,8 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "module_struct_ops": _module_struct_ops,
     # 6.15 brought arguments that a program owns (suffix __ref) together with members that return objects
     "struct_ops_ref_argument": lambda: _has_member("bpf_ctx_arg_aux", "refcounted"),
+    # 6.12: a type has the kernel run code of the type's own behind each of its programs
+    "struct_ops_epilogue": lambda: _has_member("bpf_verifier_ops", "gen_epilogue"),
     "struct_ops_private_stack": lambda: _has_member("bpf_prog_aux", "priv_stack_requested"),
     "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
     # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since
