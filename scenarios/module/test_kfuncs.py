@@ -158,7 +158,7 @@ def test_program_type_must_be_one_the_function_is_for(kr_traced: KrTraced) -> No
 
 @pytest.mark.parametrize("name", ["kr_traced_destroy", "kr_traced_number"])
 def test_only_who_may_reboot_calls_what_destroys(kr_traced: KrTraced, name: str) -> None:
-    """MODLIFE-REF-006: without the capability the program is refused, and lets the module go; other functions need none."""
+    """MODLIFE-REF-006: the program is refused without it, and lets the module go; other functions need none."""
     code = asm(call_kfunc(btf.module("kr_traced").func(name), 1), exit_())
     module = btf.module("kr_traced").object
 
