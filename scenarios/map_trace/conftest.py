@@ -4,76 +4,72 @@
 from __future__ import annotations
 
 import errno
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import pytest
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
+from harness.guest.bpf.map_trace import Event, Tracer
+from harness.guest.bpf.map_trace_hooks import CHANGES, Operation
 from harness.guest.bpf.object import Object
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
 
 HERE = Path(__file__).parent
-OPERATIONS = {1: "update", 2: "delete"}
 
 
 @dataclass(frozen=True)
-class Event:
-    """One traced operation; `error` is its errno's name, or None."""
+class Change:
+    """The gist of an event: key and value (of per-CPU maps: the first one) as integers, `error` as an errno's name."""
 
     operation: str
-    key: int
-    value: int = 0
+    key: int | None
+    value: int | None = None
     error: str | None = None
 
-
-class Tracer:
-    """The programs of tracer.bpf.c behind two functions of the kernel, noting what happens to one map."""
-
-    def __init__(self, stack: ExitStack, map: Map, update: str, delete: str) -> None:
-        self._object = stack.enter_context(Object.open(HERE / "tracer.bpf.o"))
-        for prog, function in (("on_update", update), ("on_delete", delete)):
-            self._object.tune_prog(prog, attach_target=function)
-        self._object.set_number("traced_id", map.id)
-        self._object.load()
-        for prog in ("on_update", "on_delete"):
-            loaded = stack.enter_context(self._object.prog(prog))
-            stack.enter_context(Link.tracing(loaded, uapi.BPF_TRACE_FEXIT))
-
-    def events(self) -> list[Event]:
-        """What was noted so far, in order; it is forgotten then."""
-        count = self._object.number("count")
-        records = struct.iter_unpack("=QQQq", self._object.variable("events").raw)
-        found = [
-            Event(OPERATIONS[operation], key, value, errno.errorcode[-result] if result else None)
-            for (operation, key, value, result), _ in zip(records, range(count), strict=False)
-        ]
-        self._object.set_number("count", 0)
-        return found
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls(
+            event.operation,
+            None if event.key is None else int.from_bytes(event.key, "little"),
+            None if event.value is None else int.from_bytes(event.value[:8], "little"),
+            errno.errorcode[event.error] if event.error else None,
+        )
 
 
-Trace = Callable[..., Tracer]
+def changes(tracer: Tracer) -> list[Change]:
+    """What the tracer has seen since it was asked last."""
+    return [Change.of(event) for event in tracer.events()]
+
+
+class Trace(Protocol):
+    """Attaches a tracer to a map, as `Tracer.attach` does."""
+
+    def __call__(self, map: Map, operations: Collection[Operation] = CHANGES, **options: Any) -> Tracer: ...
 
 
 @pytest.fixture
 def trace() -> Iterator[Trace]:
-    """A factory of tracers: `trace(map)` for a hash map, or `trace(map, update, delete)` with functions to hook."""
+    """A factory of tracers, which must not lose an event; skips where a function can't be traced."""
     with ExitStack() as stack:
+        made: list[Tracer] = []
 
-        def attach(
-            map: Map, update: str = "htab_map_update_elem", delete: str = "htab_map_delete_elem"
-        ) -> Tracer:
-            require(f"fentry:{update}", f"fentry:{delete}")
-            return Tracer(stack, map, update, delete)
+        def attach(map: Map, operations: Collection[Operation] = CHANGES, **options: Any) -> Tracer:
+            try:
+                tracer = Tracer.attach(map, operations, **options)
+            except LookupError as missing:
+                pytest.skip(str(missing))
+            made.append(stack.enter_context(tracer))
+            return tracer
 
         yield attach
+        assert [tracer.lost for tracer in made] == [0] * len(made)
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""What an fexit tracer on the function behind a map operation sees."""
+"""What a tracer of a map tells: each change once, with key, value, result, CPU and who made it."""
 
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from harness.guest.bpf.map import Map
+from harness.guest.bpf.map_trace import Source
 from harness.guest.bpf.uapi import (
     BPF_EXIST,
     BPF_MAP_TYPE_ARRAY,
@@ -19,15 +22,17 @@ from harness.guest.bpf.uapi import (
     BPF_MAP_TYPE_PERCPU_ARRAY,
     BPF_MAP_TYPE_PERCPU_HASH,
     BPF_NOEXIST,
+    BPF_TRACE_FENTRY,
+    BPF_TRACE_FEXIT,
 )
 from scenarios.map_trace.actors import ACTORS
-from scenarios.map_trace.conftest import Event, Trace
+from scenarios.map_trace.conftest import Change, Trace, changes
 
 NewMap = Callable[..., Map]
 
 
 @dataclass(frozen=True)
-class Hooks:
+class Type:
     """The functions behind the operations of a map type."""
 
     map_type: int
@@ -44,41 +49,41 @@ HASH_DELETE, LRU_DELETE, ARRAY_DELETE = (
     "htab_lru_map_delete_elem",
     "array_map_delete_elem",
 )
-HOOKS = {
-    "HASH": Hooks(BPF_MAP_TYPE_HASH, HASH_DELETE, "htab_map_update_elem", "htab_map_update_elem"),
-    "LRU_HASH": Hooks(
+TYPES = {
+    "HASH": Type(BPF_MAP_TYPE_HASH, HASH_DELETE, "htab_map_update_elem", "htab_map_update_elem"),
+    "LRU_HASH": Type(
         BPF_MAP_TYPE_LRU_HASH, LRU_DELETE, "htab_lru_map_update_elem", "htab_lru_map_update_elem"
     ),
-    "PERCPU_HASH": Hooks(
+    "PERCPU_HASH": Type(
         BPF_MAP_TYPE_PERCPU_HASH, HASH_DELETE, "htab_percpu_map_update_elem", "bpf_percpu_hash_update"
     ),
-    "LRU_PERCPU_HASH": Hooks(
+    "LRU_PERCPU_HASH": Type(
         BPF_MAP_TYPE_LRU_PERCPU_HASH, LRU_DELETE, "htab_lru_percpu_map_update_elem", "bpf_percpu_hash_update"
     ),
-    "ARRAY": Hooks(BPF_MAP_TYPE_ARRAY, ARRAY_DELETE, "array_map_update_elem", "array_map_update_elem"),
-    "PERCPU_ARRAY": Hooks(
+    "ARRAY": Type(BPF_MAP_TYPE_ARRAY, ARRAY_DELETE, "array_map_update_elem", "array_map_update_elem"),
+    "PERCPU_ARRAY": Type(
         BPF_MAP_TYPE_PERCPU_ARRAY, ARRAY_DELETE, "array_map_update_elem", "bpf_percpu_array_update"
     ),
 }
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("kind", HOOKS)
-def test_an_update_and_a_delete_are_seen_behind_their_function(
-    new_map: NewMap, trace: Trace, kind: str, actor: str
-) -> None:
-    """MTRACE-HOOK-001 to -006, -020, -023, MTRACE-TEST-001, -002: with key, value and result, once each."""
-    hooks = HOOKS[kind]
-    map = new_map(hooks.map_type)
-    tracer = trace(map, hooks.update(actor), hooks.delete)
-    who = ACTORS[actor]
-    assert who.update(map, 5, 41) == 0
-    refused = who.delete(map, 5)
-    assert tracer.events() == [
-        Event("update", 5, 41),
-        Event("delete", 5, error=errno.errorcode[refused] if refused else None),
-    ]
-    assert refused == (errno.EINVAL if "ARRAY" in kind else 0)
+@pytest.mark.parametrize("kind", TYPES)
+def test_each_change_is_seen_once_behind_its_function(new_map: NewMap, trace: Trace, kind: str) -> None:
+    """MTRACE-HOOK-001 to -006, -020, -023: with key, value and result, and who made it on which CPU."""
+    type = TYPES[kind]
+    map = new_map(type.map_type)
+    tracer = trace(map)
+    for name, who in ACTORS.items():
+        assert who.update(map, 5, 41) == 0
+        refused = who.delete(map, 5)
+        assert refused == (errno.EINVAL if "ARRAY" in kind else 0)
+        update, delete = tracer.events()
+        assert Change.of(update) == Change("update", 5, 41)
+        assert Change.of(delete) == Change("delete", 5, error=errno.errorcode[refused] if refused else None)
+        assert [update.function, delete.function] == [type.update(name), type.delete]
+        assert {(each.source, each.cpu, each.thread) for each in (update, delete)} == {
+            (Source(name), 0, threading.get_native_id())
+        }
 
 
 @pytest.mark.parametrize("actor", ACTORS)
@@ -91,24 +96,26 @@ def test_a_failed_change_is_seen_with_its_errno(new_map: NewMap, trace: Trace, a
     assert who.update(map, 2, 20, BPF_EXIST) == errno.ENOENT
     assert who.update(map, 2, 21) == errno.E2BIG
     assert who.delete(map, 2) == errno.ENOENT
-    assert tracer.events() == [
-        Event("update", 1, 10),
-        Event("update", 1, 11, "EEXIST"),
-        Event("update", 2, 20, "ENOENT"),
-        Event("update", 2, 21, "E2BIG"),
-        Event("delete", 2, error="ENOENT"),
+    events = tracer.events()
+    assert [Change.of(event) for event in events] == [
+        Change("update", 1, 10),
+        Change("update", 1, 11, "EEXIST"),
+        Change("update", 2, 20, "ENOENT"),
+        Change("update", 2, 21, "E2BIG"),
+        Change("delete", 2, error="ENOENT"),
     ]
+    assert [event.flags for event in events] == [BPF_NOEXIST, BPF_NOEXIST, BPF_EXIST, 0, 0]
 
 
 def test_changes_of_another_map_of_the_type_are_not_noted(new_map: NewMap, trace: Trace) -> None:
-    """MTRACE-SCN-002."""
+    """MTRACE-SCN-002, MTRACE-SEED-001."""
     traced, other = new_map(), new_map()
     tracer = trace(traced)
     for who in ACTORS.values():
         for map in (other, traced, other):
             who.update(map, map.id, 1)
             who.delete(map, map.id)
-    assert tracer.events() == [Event("update", traced.id, 1), Event("delete", traced.id)] * len(ACTORS)
+    assert changes(tracer) == [Change("update", traced.id, 1), Change("delete", traced.id)] * len(ACTORS)
 
 
 def test_a_batch_is_seen_one_by_one(new_map: NewMap, trace: Trace) -> None:
@@ -117,10 +124,51 @@ def test_a_batch_is_seen_one_by_one(new_map: NewMap, trace: Trace) -> None:
     tracer = trace(map)
     map.update_batch([(1, 10), (2, 20), (3, 30)])
     map.delete_batch([3, 1])
-    assert tracer.events() == [
-        Event("update", 1, 10),
-        Event("update", 2, 20),
-        Event("update", 3, 30),
-        Event("delete", 3),
-        Event("delete", 1),
+    events = tracer.events()
+    assert [Change.of(event) for event in events] == [
+        Change("update", 1, 10),
+        Change("update", 2, 20),
+        Change("update", 3, 30),
+        Change("delete", 3),
+        Change("delete", 1),
     ]
+    assert {event.source for event in events} == {Source.SYSTEM_CALL}
+
+
+def test_before_and_after_an_operation_the_same_changes_are_seen(new_map: NewMap, trace: Trace) -> None:
+    """MTRACE-SCN-004, MTRACE-HOOK-022, MTRACE-RFC-004: only behind it the result is known."""
+    map = new_map(max_entries=2)
+    before, after = trace(map, kind=BPF_TRACE_FENTRY), trace(map, kind=BPF_TRACE_FEXIT)
+    for who in ACTORS.values():
+        for key in range(4):
+            who.update(map, key, key + 10)
+        for key in range(4):
+            who.delete(map, key)
+    early, late = before.events(), after.events()
+    assert len(early) == len(late) == 16
+    assert [(e.operation, e.key, e.value, e.source, e.caller) for e in early] == [
+        (e.operation, e.key, e.value, e.source, e.caller) for e in late
+    ]
+    assert {event.error for event in early} == {None}
+    assert [event.error for event in late] == [
+        0,
+        0,
+        errno.E2BIG,
+        errno.E2BIG,
+        0,
+        0,
+        errno.ENOENT,
+        errno.ENOENT,
+    ] * 2
+
+
+@pytest.mark.parametrize(("key_size", "value_size"), [(1, 1), (3, 5), (64, 3000), (400, 20000)])
+def test_keys_and_values_of_any_size_are_told_whole(trace: Trace, key_size: int, value_size: int) -> None:
+    """MTRACE-HOOK-023: they are untyped pointers, which the tracer reads as long as the map says."""
+    with Map.create(BPF_MAP_TYPE_HASH, key_size, value_size, 4) as map:
+        tracer = trace(map)
+        key, value = os.urandom(key_size), os.urandom(value_size)
+        map.update(key, value)
+        map.delete(key)
+        update, delete = tracer.events()
+    assert (update.key, update.value, delete.key, delete.value) == (key, value, key, None)

@@ -47,6 +47,21 @@ def argument_offset(name: str, argument: str, module: str | None = None) -> int:
     return 8 * (len(names) if argument == "return" else names.index(argument))
 
 
+def result_kind(name: str, module: str | None = None) -> str:
+    """What a function returns, as fexit programs see it: "int" (of any width), "bool", "pointer" or "void".
+
+    Raises LookupError.
+    """
+    types = btf.of(module)
+    returned = types.type(types.type(types.func(name)).type).type
+    if not returned:
+        return "void"
+    type = types.strip(returned)
+    if type.kind == uapi.BTF_KIND_PTR:
+        return "pointer"
+    return "bool" if type.name == "_Bool" else "int"
+
+
 def load_tracing(
     function: str,
     insns: Code | bytes,
