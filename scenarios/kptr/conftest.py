@@ -17,6 +17,7 @@ from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.kfuncs import Kfuncs, exchange, value_of
 from scenarios.kptr.owning_map import VALUE_SIZE, owning_map
 from scenarios.kptr.pocket import Pocket
+from scenarios.kptr.slots import Slots
 
 
 class MakePocket(Protocol):
@@ -37,6 +38,42 @@ def make_pocket(kr_kptr: KrKptr) -> Iterator[MakePocket]:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
                 pytest.skip(f"this kernel lacks kptrs in {uapi.name_of('map_type', map_type)}")
+
+        yield make
+
+
+class MakeSlots(Protocol):
+    """Makes a map of this type with programs; closed when the scenario ends, if not earlier."""
+
+    def __call__(
+        self,
+        map_type: int = uapi.BPF_MAP_TYPE_ARRAY,
+        *,
+        flags: int = 0,
+        max_entries: int = 4,
+        locked: bool = False,
+    ) -> Slots: ...
+
+
+@pytest.fixture
+def make_slots(kr_kptr: KrKptr) -> Iterator[MakeSlots]:
+    """A factory of slots."""
+    with ExitStack() as stack:
+
+        def make(
+            map_type: int = uapi.BPF_MAP_TYPE_ARRAY,
+            *,
+            flags: int = 0,
+            max_entries: int = 4,
+            locked: bool = False,
+        ) -> Slots:
+            try:
+                map = owning_map("kr_obj", map_type, flags=flags, max_entries=max_entries, locked=locked)
+            except BpfError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                pytest.skip(f"this kernel lacks kptrs in {uapi.name_of('map_type', map_type)}")
+            return stack.enter_context(Slots(map))
 
         yield make
 

@@ -26,28 +26,39 @@ class OwningTypes:
     value: int
 
 
-def owning_types(pointee: str) -> OwningTypes:
-    """The types for pointers to the kernel's or a module's structure. Raises BpfError."""
+def owning_types(pointee: str, *, locked: bool = False) -> OwningTypes:
+    """The types for pointers to the kernel's or a module's structure; `locked` puts a spin lock where `before` is.
+
+    Raises BpfError.
+    """
     # 6.4 turned the tags round (kernel/bpf/btf.c:btf_find_kptr)
     owned_tag, seen_tag = ("kptr", "kptr_untrusted") if has("kptr_untrusted_tag") else ("kptr_ref", "kptr")
     b = BtfBuilder()
     u32, u64, target = b.integer("u32", 4), b.integer("u64", 8), b.struct(pointee, 0)
     owned = b.ptr(b.type_tag(owned_tag, target))
     seen = b.ptr(b.type_tag(seen_tag, target))
-    members = [("before", u64, 0), ("seen", seen, SEEN), ("between", u64, 16), ("owned", owned, OWNED)]
+    before = ("lock", b.struct("bpf_spin_lock", 4, [("val", u32, 0)]), 0) if locked else ("before", u64, 0)
+    members = [before, ("seen", seen, SEEN), ("between", u64, 16), ("owned", owned, OWNED)]
     value = b.struct("value", VALUE_SIZE, members)
     return OwningTypes(b.load(), u32, value)
 
 
-def owning_map(pointee: str, map_type: int = uapi.BPF_MAP_TYPE_ARRAY, *, flags: int = 0) -> Map:
-    """Four values keyed 0 to 3, of pointers to the kernel's or a module's structure. Raises BpfError."""
-    types = owning_types(pointee)
+def owning_map(
+    pointee: str,
+    map_type: int = uapi.BPF_MAP_TYPE_ARRAY,
+    *,
+    flags: int = 0,
+    max_entries: int = 4,
+    locked: bool = False,
+) -> Map:
+    """Values keyed 0 to 3 (or more), of pointers to the kernel's or a module's structure. Raises BpfError."""
+    types = owning_types(pointee, locked=locked)
     with types.btf:
         return Map.create(
             map_type,
             4,
             VALUE_SIZE,
-            4,
+            max_entries,
             name="owning",
             flags=flags,
             btf=types.btf,
