@@ -98,7 +98,7 @@ class Slots:
         return self.run(self._delete, key)
 
     def run(self, body: Callable[[], Item], key: int = 0, id: int = 0, *, repeat: int = 0) -> int:
-        """Run the program of which `body` makes the instructions behind the look-up; what it returns (the last time)."""
+        """Run the program whose instructions behind the look-up `body` makes; what it returns (the last time)."""
         if body not in self._progs:
             self._progs[body] = self.kfuncs.load(self.value_of_key(), body())
         context = bytearray(_CONTEXT_SIZE)
