@@ -27,6 +27,8 @@ from harness.verdict import End, ExpectedSplat, KnownIssue, MachineEnd, explain,
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
 
+FIRST_MACHINE = "::first machine"
+"""What a scenario's evidence is named after in addition, when that machine did not begin with it."""
 VM_KEYWORDS = ("cpus", "memory", "append", "timeout")
 # pytest's options that change what a report says, and so have to be known where it is made.
 _OPTIONS = ("verbose", "tbstyle", "showlocals", "fulltrace", "runxfail", "capture", "truncation_limit_lines")
@@ -192,7 +194,9 @@ class Runner:
             if not finished.taken:
                 # Nothing of the scenario has run, so another machine may have it.
                 path, line, _ = item.location
-                said = "the machine did not begin with the scenario; it runs on another one"
+                evidence.nodeid += FIRST_MACHINE
+                self.keep(evidence, explain(finished.verdict), failed=True)
+                said = f"{finished.verdict.reason}; it runs on another one"
                 _record_warning(item, warnings.WarningMessage(said, pytest.PytestWarning, path, line or 0))
                 evidence = Evidence(item.nodeid, self.kernel_of(item), facts=dict(evidence.facts))
                 evidence.facts["machines"] = 2

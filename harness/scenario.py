@@ -102,7 +102,7 @@ def run(
     except (SshError, OSError) as error:
         end = _lost(machine, MachineLostError(str(error)))
     if end is not None and end.how in _NOT_TAKEN and not heard.begun:
-        end = MachineEnd(End.NOT_TAKEN, end.detail)
+        end = MachineEnd(End.NOT_TAKEN, str(end))
     return _finish(machine, job, heard, end, evidence, console_mark, rerun)
 
 
