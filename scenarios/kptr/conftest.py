@@ -12,12 +12,16 @@ import pytest
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import jeq, mov, r0, r1, r2, r7
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.probe import require
 from harness.guest.bpf.syscall import BpfError
 from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.kfuncs import Kfuncs, exchange, value_of
+from scenarios.kptr.local_types import local_types
 from scenarios.kptr.owning_map import VALUE_SIZE, owning_map
 from scenarios.kptr.pocket import Pocket
 from scenarios.kptr.slots import Slots
+from scenarios.kptr.workshop import Workshop
 
 
 class MakePocket(Protocol):
@@ -93,3 +97,19 @@ def updates_release(kr_kptr: KrKptr) -> bool:
             put.test_run(bytes(64))
         map.update(0, bytes(VALUE_SIZE))
         return kr_kptr.static_refs(2) == 0
+
+
+@pytest.fixture
+def workshop(kr_kptr: KrKptr) -> Iterator[Workshop]:
+    """Verbs for programs that allocate objects, and the objects' types."""
+    require("local_kptr")
+    types = local_types()
+    with types.btf:
+        yield Workshop(types)
+
+
+@pytest.fixture
+def store(workshop: Workshop) -> Iterator[Map]:
+    """An array of four values with lists, trees and pointers."""
+    with workshop.t.map() as map:
+        yield map
