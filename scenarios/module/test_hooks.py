@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.guest.bpf import btf, uapi
+from harness.guest.bpf import uapi
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import Filling
 from harness.guest.bpf.syscall import refused
@@ -153,9 +153,6 @@ def test_owner_pointer_is_the_kernels_to_fill(request: pytest.FixtureRequest, mo
     """STOPS-UPD-007, STOPS-QUIRK-001, MODLIFE-MOD-002: wherever it stands in the structure, last or first."""
     request.getfixturevalue(module)
     own = ModuleType(module, type)
-    pointed_at = own.btf.strip(own.btf.member(own.id, "owner").type).type
-    if own.btf.strip(pointed_at).id != btf.vmlinux().struct("module"):
-        pytest.skip("this build's BTF has a struct module of its own, so that the kernel sees just a pointer")
     with own.empty_table() as table, refused(errno.EINVAL):
         table.update({"owner": 1})
 
@@ -173,8 +170,7 @@ def test_equal_type_of_another_module_is_another_type(
 ) -> None:
     """STOPS-LINK-016, MODLIFE-MOD-011: same name, same number."""
     twin = ModuleType("kr_ops2", "kr_ops")
-    if twin.id != ops_type.id:
-        pytest.skip("the two modules' types came out with different numbers")
+    assert twin.id == ops_type.id
     with (
         twin.returning("compute", 1) as other,
         twin.table({"compute": other}, flags=LINK) as foreign,

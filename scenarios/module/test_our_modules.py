@@ -7,7 +7,19 @@ import pytest
 
 from harness.guest import modules
 from harness.guest.bpf import btf, uapi
-from harness.guest.kr_modules import KrKptr, KrOps, KrTraced, TestModule, missing
+from harness.guest.bpf.libbpf import libbpf
+from harness.guest.kr_modules import KrKptr, KrOffload, KrOps, KrOps2, KrTraced, KrTypes, TestModule, missing
+
+TYPES = frozenset(
+    {
+        uapi.BTF_KIND_INT,
+        uapi.BTF_KIND_STRUCT,
+        uapi.BTF_KIND_UNION,
+        uapi.BTF_KIND_ENUM,
+        uapi.BTF_KIND_TYPEDEF,
+        uapi.BTF_KIND_FWD,
+    }
+)
 
 
 def parameters(module: TestModule) -> set[str]:
@@ -46,3 +58,15 @@ def test_there_is_one_of_each_to_attach_to() -> None:
         assert types.has_func("kr_traced_double")
         assert types.find("kr_traced_answer", uapi.BTF_KIND_VAR) is not None
         assert traced.call(21)[0] == 42
+
+
+@pytest.mark.parametrize("module", [KrKptr, KrOffload, KrOps, KrOps2, KrTraced, KrTypes])
+def test_types_of_the_kernel_are_the_kernels(module: type[TestModule]) -> None:
+    """MODLIFE-MOD-001: a program that is given an object by the kernel may pass it to the module's functions."""
+    if reason := missing(module.name):
+        pytest.skip(reason)
+    with module():
+        own = btf.module(module.name)
+        first, end = (libbpf().btf__type_cnt(types.handle) for types in (btf.vmlinux(), own))
+        named = [(type.name, type.kind) for type in map(own.type, range(first, end)) if type.kind in TYPES]
+        assert [each for each in named if each[0] and btf.vmlinux().find(*each)] == []

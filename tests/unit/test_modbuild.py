@@ -16,6 +16,8 @@ from harness import btfids, modbuild, toolchain
 from harness.errors import KernrigError
 from harness.kernels import Headers
 from harness.kernels.debian_index import Alternative, Package
+from harness.splitbtf import Btf
+from tests.unit.test_splitbtf import Entry, raw
 
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 RELEASE = "6.12.1-test"
@@ -47,21 +49,11 @@ def elf(path: Path, sections: dict[str, bytes], symbols: Sequence[tuple[str, str
     return path
 
 
-def btf(types: Iterable[tuple[str, int, bytes]], *, first_string: int = 0) -> bytes:
-    """Raw BTF of (name, kind, what follows) types; split BTF's strings go on from `first_string`."""
-    strings = b"" if first_string else b"\0"
-    body = b""
-    for name, kind, rest in types:
-        at = first_string + len(strings) if name else 0
-        if name:
-            strings += name.encode() + b"\0"
-        vlen = len(rest) // btfids._PER_ELEMENT[kind] if kind in btfids._PER_ELEMENT else 0
-        body += struct.pack("<III", at, kind << 24 | vlen, 0) + rest
-    return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings
-
-
-VMLINUX = btf([("int", 1, bytes(4)), ("sock", 4, bytes(24)), ("", 2, b"")])
-MODULE_TYPES = [("obj", 4, bytes(12)), ("", 13, bytes(8)), ("get", 12, b""), ("put", 12, b"")]
+VMLINUX = raw([(1, "int", 4, [32]), (4, "sock", 4, []), (2, "", 2, [])])
+BASE = Btf(VMLINUX)
+PUT: Entry = (12, "put", 5, ())
+GET: Entry = (12, "get", 5, ())
+MODULE_TYPES: list[Entry] = [(4, "obj", 4, ["id", 1, 0]), (13, "", 0, []), PUT, GET]
 
 
 def module(
@@ -69,10 +61,7 @@ def module(
 ) -> Path:
     """A module whose set names get before put, while put has the smaller id and must come first."""
     if own_btf is None:
-        base = btfids.parse(VMLINUX)
-        own_btf = btf(
-            [MODULE_TYPES[0], MODULE_TYPES[1], MODULE_TYPES[3], MODULE_TYPES[2]], first_string=base.end_string
-        )
+        own_btf = raw(MODULE_TYPES, BASE)
     content = struct.pack("<IIIIIIII", 0, 1, 0, 5, 0, 2, 0, 0) if ids is None else ids
     return elf(
         path,
@@ -94,37 +83,23 @@ def section(path: Path, name: str) -> bytes:
         return bytes(found.data())
 
 
-def test_types_of_split_btf_go_on_where_the_base_ends() -> None:
-    base = btfids.parse(VMLINUX)
-    own = btfids.parse(btf(MODULE_TYPES, first_string=base.end_string), base)
-    assert base.ids == {(4, "sock"): 2}
-    assert own.ids == {(4, "obj"): 4, (12, "get"): 6, (12, "put"): 7}
-    assert own.end_id == 8
-
-
-@pytest.mark.parametrize("data", [b"", b"not BTF at all, but long enough for it", btf([("x", 30, b"")])])
-def test_what_is_not_btf_is_refused(data: bytes) -> None:
-    with pytest.raises(KernrigError, match="reading BTF"):
-        btfids.parse(data)
-
-
 def test_ids_are_filled_in_and_sets_sorted(tmp_path: Path) -> None:
     path = module(tmp_path / "kr.ko")
-    assert btfids.resolve(path, VMLINUX) == ["get", "put", "obj", "sock"]
+    assert btfids.resolve(path, BASE) == ["get", "put", "obj", "sock"]
     count, flags, *pairs, obj, sock = struct.unpack("<8I", section(path, ".BTF_ids"))
     assert (count, flags, pairs) == (2, 1, [6, 2, 7, 5])
     assert (obj, sock) == (4, 2)
 
 
 def test_an_id_that_nobody_has_is_named(tmp_path: Path) -> None:
-    path = module(tmp_path / "kr.ko", own_btf=btf([], first_string=btfids.parse(VMLINUX).end_string))
+    path = module(tmp_path / "kr.ko", own_btf=raw([], BASE))
     with pytest.raises(KernrigError, match=r"kr\.ko.* func get"):
-        btfids.resolve(path, VMLINUX)
+        btfids.resolve(path, BASE)
 
 
 def test_a_good_module_passes(tmp_path: Path) -> None:
     path = module(tmp_path / "kr.ko")
-    btfids.resolve(path, VMLINUX)
+    btfids.resolve(path, BASE)
     modbuild.check(path, RELEASE)
 
 
@@ -135,7 +110,25 @@ def test_a_module_for_another_kernel_is_refused(tmp_path: Path) -> None:
 
 def test_a_module_without_btf_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernrigError, match="without BTF"):
-        modbuild.check(module(tmp_path / "kr.ko", own_btf=b""), RELEASE)
+        btfids.share(module(tmp_path / "kr.ko", own_btf=b""), BASE)
+
+
+def test_a_module_with_a_base_of_its_own_is_refused(tmp_path: Path) -> None:
+    path = elf(tmp_path / "kr.ko", {".BTF": raw(MODULE_TYPES, BASE), ".BTF.base": VMLINUX})
+    with pytest.raises(KernrigError, match="distilled base"):
+        btfids.share(path, BASE)
+
+
+def test_ids_follow_when_repeated_types_are_left_out(tmp_path: Path) -> None:
+    functions = [(kind, name, 6, ()) for kind, name, *_ in (PUT, GET)]
+    repeats = raw([(4, "sock", 4, []), MODULE_TYPES[0], MODULE_TYPES[1], *functions], BASE)
+    # As resolve_btfids left it: the set is sorted, obj and sock are the module's.
+    ids = struct.pack("<8I", 2, 1, 7, 5, 8, 2, 5, 4)
+    path = module(tmp_path / "kr.ko", own_btf=repeats, ids=ids)
+    assert btfids.share(path, BASE) == 1
+    assert struct.unpack("<8I", section(path, ".BTF_ids")) == (2, 1, 6, 5, 7, 2, 4, 2)
+    assert Btf(section(path, ".BTF"), BASE).named == Btf(raw(MODULE_TYPES, BASE), BASE).named
+    assert btfids.share(path, BASE) == 0
 
 
 def test_a_module_with_empty_ids_is_refused(tmp_path: Path) -> None:
