@@ -23,7 +23,6 @@ from harness.guest.bpf.asm import (
     r4,
     r10,
     stdw,
-    stw,
 )
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
@@ -34,7 +33,7 @@ SMALLEST_PACKET = bytes(14)
 
 
 class Actor(Protocol):
-    """Keys are of 4 bytes and values of 8."""
+    """Keys are of 4 or 8 bytes and values of 8."""
 
     def update(self, map: Map, key: int, value: int, flags: int = uapi.BPF_ANY) -> int: ...
 
@@ -64,7 +63,7 @@ class Program:
 
     def update(self, map: Map, key: int, value: int, flags: int = uapi.BPF_ANY) -> int:
         return self._run(
-            stw(r10, KEY, key),
+            stdw(r10, KEY, key),
             stdw(r10, VALUE, value),
             self._arguments(map),
             mov(r3, r10),
@@ -74,12 +73,12 @@ class Program:
         )
 
     def delete(self, map: Map, key: int) -> int:
-        return self._run(stw(r10, KEY, key), self._arguments(map), call(uapi.BPF_FUNC_map_delete_elem))
+        return self._run(stdw(r10, KEY, key), self._arguments(map), call(uapi.BPF_FUNC_map_delete_elem))
 
     def store(self, map: Map, key: int, value: int) -> int:
         """Look the element up and write through the pointer."""
         return self._run(
-            stw(r10, KEY, key),
+            stdw(r10, KEY, key),
             self._arguments(map),
             call(uapi.BPF_FUNC_map_lookup_elem),
             jeq(r0, 0, "out"),

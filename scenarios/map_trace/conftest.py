@@ -74,11 +74,19 @@ def trace() -> Iterator[Trace]:
 
 @pytest.fixture
 def new_map() -> Iterator[Callable[..., Map]]:
-    """A factory of maps with 4-byte keys and 8-byte values, closed when the scenario ends."""
+    """A factory of maps, by default hashes with 4-byte keys and 8-byte values, closed when the scenario ends."""
     with ExitStack() as stack:
 
-        def make(map_type: int = uapi.BPF_MAP_TYPE_HASH, max_entries: int = 16, *, flags: int = 0) -> Map:
-            return stack.enter_context(Map.create(map_type, 4, 8, max_entries, flags=flags, name="traced"))
+        def make(
+            map_type: int = uapi.BPF_MAP_TYPE_HASH,
+            max_entries: int = 16,
+            *,
+            key_size: int = 4,
+            value_size: int = 8,
+            **options: Any,
+        ) -> Map:
+            made = Map.create(map_type, key_size, value_size, max_entries, name="traced", **options)
+            return stack.enter_context(made)
 
         yield make
 
