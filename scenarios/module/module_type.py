@@ -33,7 +33,7 @@ class ModuleType:
         *items: Item,
         flags: int = 0,
         types: BtfObject | None = None,
-        func_info: Sequence[tuple[int, int]] | None = None,
+        func_info: Sequence[tuple[int, int]] = (),
     ) -> Prog:
         """A program of these instructions, and an exit, for a member; with `types` of its own, and where its functions
         begin, if it has several. Raises BpfError, LookupError.

@@ -169,7 +169,7 @@ def test_local_object_is_not_returned_for_one_of_the_module(refs: ModuleType) ->
     with types.load() as own:
         with refused(errno.EINVAL, log=r"R0 is not a known value \(ptr_"):
             refs.load("give", made, types=own, func_info=[(0, main)])
-        nothing = [
+        nothing: list[Item] = [
             made,
             mov(r1, r0),
             mov(r0, 0),
@@ -178,4 +178,4 @@ def test_local_object_is_not_returned_for_one_of_the_module(refs: ModuleType) ->
             label("out"),
         ]
         with refused(errno.EINVAL, log="expected pointer to STRUCT kr_thing but"):
-            refs.load("give", nothing, types=own, func_info=[(0, main)])
+            refs.load("give", *nothing, types=own, func_info=[(0, main)])
