@@ -139,6 +139,22 @@ class Prog(Descriptor):
         get_info(self.fd, raw)
         return code.raw
 
+    def jited_functions(self) -> list[range]:
+        """Where the JIT has put the program and its subprograms: a range of kernel addresses each; none if it was not
+        compiled. Raises BpfError.
+        """
+        raw = RawProgInfo()
+        get_info(self.fd, raw)
+        starts, lengths = (
+            (ctypes.c_uint64 * raw.nr_jited_ksyms)(),
+            (ctypes.c_uint32 * raw.nr_jited_func_lens)(),
+        )
+        again = RawProgInfo(nr_jited_ksyms=len(starts), nr_jited_func_lens=len(lengths))
+        again.point("jited_ksyms", starts)
+        again.point("jited_func_lens", lengths)
+        get_info(self.fd, again)
+        return [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
     def test_run(
         self,
         data: bytes = b"",
