@@ -74,16 +74,6 @@ def test_module_is_kept_by_another_that_uses_its_symbols(kr_traced: KrTraced) ->
         KrDependent()
 
 
-def test_module_without_an_exit_function_stays() -> None:
-    """MODLIFE-RM-005: it says so in /proc/modules."""
-    permanent = [each for each in modules.loaded() if "[permanent]" in each.used_by]
-    if not permanent:
-        pytest.skip("no loaded module lacks an exit function")
-    for module in permanent:
-        with errno_of(errno.EBUSY if module.refcount == 1 else errno.EAGAIN):
-            modules.unload(module.name)
-
-
 def test_a_module_goes_in_this_order(kr_traced: KrTraced) -> None:
     """MODLIFE-RM-009, -011, MODLIFE-EDGE-003, -004: while exit runs BTF and symbols are there, afterwards nothing
     is.
