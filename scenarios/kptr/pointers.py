@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from contextlib import closing
 
 from harness.guest.bpf import uapi
@@ -49,9 +48,17 @@ def pointer_map(tag: str, *pointees: str, map_type: int = uapi.BPF_MAP_TYPE_ARRA
     return map_with(b, b.struct("value", size, members), size, map_type)
 
 
-def kinds(map: Map, offsets: Sequence[int]) -> list[str]:
-    """What the kernel takes the bytes at these offsets of an array's value for: see `kind`."""
-    return [kind(map, offset) for offset in offsets]
+def types_are_parsed_early() -> bool:
+    """Whether structures with pointers are looked at when their BTF is loaded, which fails if one cannot be (6.12).
+
+    Before, a map of such a structure is made all the same, and what was meant as a pointer in it is data. An inode
+    cannot be owned.
+    """
+    try:
+        pointer_map(owning_tag(), "inode").close()
+    except BpfError:
+        return True
+    return False
 
 
 def kind(map: Map, offset: int = 0) -> str:
