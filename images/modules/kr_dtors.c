@@ -4,15 +4,11 @@
  *
  * Its load fails with what the registration answers.
  */
-#include <linux/btf.h>
-#include <linux/btf_ids.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/string.h>
 
-#ifndef __bpf_kfunc
-#define __bpf_kfunc __used noinline
-#endif
+#include "kr_kfunc.h"
 
 static char *shape = "good";
 module_param(shape, charp, 0444);

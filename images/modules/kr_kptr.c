@@ -7,9 +7,6 @@
  */
 #include <linux/atomic.h>
 #include <linux/bpf.h>
-#include <linux/btf.h>
-#include <linux/btf_ids.h>
-#include <linux/cfi.h>
 #include <linux/debugfs.h>
 #include <linux/delay.h>
 #include <linux/init.h>
@@ -18,61 +15,18 @@
 #include <linux/refcount.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
-#include <linux/version.h>
 
 #include "kr_delay.h"
+#include "kr_kfunc.h"
+#include "kr_param.h"
 
 #define KR_STATIC_OBJECTS 4
 
-#ifndef __bpf_kfunc
-#define __bpf_kfunc __used noinline
-#endif
-#ifndef __bpf_kfunc_start_defs
-#define __bpf_kfunc_start_defs()              \
-	__diag_push();                        \
-	__diag_ignore_all("-Wmissing-prototypes", "kfuncs are called by programs only")
-#define __bpf_kfunc_end_defs() __diag_pop()
-#endif
-#ifndef CFI_NOSEAL
-#define CFI_NOSEAL(x)
-#endif
-#ifndef BTF_KFUNCS_START
-#define BTF_KFUNCS_START(name) BTF_SET8_START(name)
-#define BTF_KFUNCS_END(name) BTF_SET8_END(name)
-#endif
-
-/* KF_RCU came in 6.3 and takes trusted pointers too; before, KF_TRUSTED_ARGS is the nearest. */
-#ifdef KF_RCU
-#define KR_KF_LIVE_ARG KF_RCU
-#else
-#define KR_KF_LIVE_ARG KF_TRUSTED_ARGS
-#endif
-/* Trusted arguments became the default, and the flag went, in 7.0. */
-#ifdef KF_TRUSTED_ARGS
-#define KR_KF_TRUSTED KF_TRUSTED_ARGS
-#else
-#define KR_KF_TRUSTED 0
-#endif
-
-static unsigned int dtor_delay_us;
-module_param(dtor_delay_us, uint, 0644);
-MODULE_PARM_DESC(dtor_delay_us, "busy-wait in the destructor, at most 1000");
-
-static unsigned int init_error;
-module_param(init_error, uint, 0644);
-MODULE_PARM_DESC(init_error, "errno that init fails with after everything is registered");
-
-static unsigned int init_delay_ms;
-module_param(init_delay_ms, uint, 0644);
-MODULE_PARM_DESC(init_delay_ms, "sleep in init after everything is registered; 0 ends it");
-
-static unsigned int exit_delay_ms;
-module_param(exit_delay_ms, uint, 0644);
-MODULE_PARM_DESC(exit_delay_ms, "sleep in exit before anything is taken down; 0 ends it");
-
-static unsigned int max_live;
-module_param(max_live, uint, 0644);
-MODULE_PARM_DESC(max_live, "kr_obj_new returns NULL when this many objects live; 0 is no limit");
+KR_PARAM(dtor_delay_us, "busy-wait in the destructor, at most 1000");
+KR_PARAM(init_error, "errno that init fails with after everything is registered");
+KR_PARAM(init_delay_ms, "sleep in init after everything is registered; 0 ends it");
+KR_PARAM(exit_delay_ms, "sleep in exit before anything is taken down; 0 ends it");
+KR_PARAM(max_live, "kr_obj_new returns NULL when this many objects live; 0 is no limit");
 
 struct kr_obj {
 	refcount_t refs;

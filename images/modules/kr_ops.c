@@ -33,6 +33,7 @@
 
 #include "kr_delay.h"
 #include "kr_ops.h"
+#include "kr_param.h"
 
 #define CREATE_TRACE_POINTS
 #include "kr_trace.h"
@@ -46,11 +47,6 @@
 #define KR_OBJECTS 8
 
 /* Delays and forced errors, which are positive errno values: all can be changed at run time; a sleep that was made 0 ends. */
-#define KR_PARAM(name, text)                       \
-	static unsigned int name;                  \
-	module_param(name, uint, 0644);            \
-	MODULE_PARM_DESC(name, text)
-
 KR_PARAM(init_delay_ms, "sleep in init after the type is registered");
 KR_PARAM(exit_delay_ms, "sleep in exit before anything is taken down");
 KR_PARAM(reg_delay_ms, "sleep in reg before the table is published");

@@ -7,8 +7,6 @@
  * gives "RETURNED WRITTEN": what the functions returned, and what a program wrote into the writable tracepoint's argument.
  */
 #include <linux/bpf.h>
-#include <linux/btf.h>
-#include <linux/btf_ids.h>
 #include <linux/debugfs.h>
 #include <linux/fs.h>
 #include <linux/init.h>
@@ -20,6 +18,8 @@
 #include <linux/version.h>
 
 #include "kr_delay.h"
+#include "kr_kfunc.h"
+#include "kr_param.h"
 
 #define CREATE_TRACE_POINTS
 #include "kr_traced_events.h"
@@ -30,31 +30,9 @@
 #define trace_kr_traced_writable trace_kr_traced_writable_tp
 #endif
 
-#ifndef __bpf_kfunc
-#define __bpf_kfunc __used noinline
-#endif
-#ifndef __bpf_kfunc_start_defs
-#define __bpf_kfunc_start_defs()              \
-	__diag_push();                        \
-	__diag_ignore_all("-Wmissing-prototypes", "kfuncs are called by programs only")
-#define __bpf_kfunc_end_defs() __diag_pop()
-#endif
-#ifndef BTF_KFUNCS_START
-#define BTF_KFUNCS_START(name) BTF_SET8_START(name)
-#define BTF_KFUNCS_END(name) BTF_SET8_END(name)
-#endif
-
-static unsigned int init_delay_ms;
-module_param(init_delay_ms, uint, 0644);
-MODULE_PARM_DESC(init_delay_ms, "sleep in init after everything is registered; 0 ends it");
-
-static unsigned int init_error;
-module_param(init_error, uint, 0644);
-MODULE_PARM_DESC(init_error, "errno that init fails with after everything is registered");
-
-static unsigned int exit_delay_ms;
-module_param(exit_delay_ms, uint, 0644);
-MODULE_PARM_DESC(exit_delay_ms, "sleep in exit before anything is taken down; 0 ends it");
+KR_PARAM(init_delay_ms, "sleep in init after everything is registered; 0 ends it");
+KR_PARAM(init_error, "errno that init fails with after everything is registered");
+KR_PARAM(exit_delay_ms, "sleep in exit before anything is taken down; 0 ends it");
 
 /* A variable for typed ksyms: only per-CPU ones are in BTF on every kernel. */
 DEFINE_PER_CPU(int, kr_traced_answer) = 42;

@@ -12,8 +12,6 @@
  */
 #include <linux/bpf.h>
 #include <linux/bpf_verifier.h>
-#include <linux/btf.h>
-#include <linux/btf_ids.h>
 #include <linux/debugfs.h>
 #include <linux/filter.h>
 #include <linux/init.h>
@@ -25,6 +23,8 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
+
+#include "kr_kfunc.h"
 
 #define KR_TABLES 4
 
