@@ -6,6 +6,7 @@
  * kr_many:  as many members as there may be, so that their trampolines need more than one page.
  * kr_deep:  programs get a stack of their own (where kernels have that), and a kfunc calls the table again.
  * kr_refs:  programs own arguments, and return an object (where kernels have that).
+ * kr_data:  much data, of any content.
  * kr_wrapped: the module's own code stands in front of each program and behind it (where kernels have that).
  *
  * A write "TYPE NUMBER [NUMBER]" to debugfs kr_types/call calls a member, whose result is then read from it.
@@ -103,8 +104,8 @@ static const struct bpf_verifier_ops kr_verifier_ops = {
 
 /* The registration of a type: its stubs, how many tables at a time, and more hooks. */
 #define KR_TYPE(type, tables_at_a_time, ...) \
-	KR_TYPE_WITH(kr_verifier_ops, type, tables_at_a_time, __VA_ARGS__)
-#define KR_TYPE_WITH(verifier_operations, type, tables_at_a_time, ...)                          \
+	KR_TYPE_WITH(kr_verifier_ops, kr_init_member, type, tables_at_a_time, __VA_ARGS__)
+#define KR_TYPE_WITH(verifier_operations, member_init, type, tables_at_a_time, ...)             \
 	static struct kr_tables type##_tables = { .limit = tables_at_a_time };                  \
 	static int type##_reg(void *kdata KR_LINK)                                              \
 	{                                                                                       \
@@ -115,7 +116,7 @@ static const struct bpf_verifier_ops kr_verifier_ops = {
 		kr_withdraw(&type##_tables, kdata);                                             \
 	}                                                                                       \
 	static struct bpf_struct_ops bpf_##type = {                                             \
-		.verifier_ops = &verifier_operations, .init = kr_init, .init_member = kr_init_member, \
+		.verifier_ops = &verifier_operations, .init = kr_init, .init_member = member_init,    \
 		.reg = type##_reg, .unreg = type##_unreg, .cfi_stubs = &type##_stubs,           \
 		.owner = THIS_MODULE, .name = #type, __VA_ARGS__                                \
 	}
@@ -138,6 +139,31 @@ static int kr_first__two(int value)
 
 static struct kr_first kr_first_stubs = { .one = kr_first__one, .two = kr_first__two };
 KR_TYPE(kr_first, KR_TABLES);
+
+struct kr_data {
+	int (*run)(int value);
+	u64 words[80];
+};
+
+static int kr_data__run(int value)
+{
+	return 0;
+}
+
+/* The words are whatever user space says. */
+static int kr_data_init_member(const struct btf_type *t, const struct btf_member *member, void *kdata, const void *udata)
+{
+	const struct kr_data *from = udata;
+	struct kr_data *to = kdata;
+
+	if (__btf_member_bit_offset(t, member) / 8 != offsetof(struct kr_data, words))
+		return 0;
+	memcpy(to->words, from->words, sizeof(to->words));
+	return 1;
+}
+
+static struct kr_data kr_data_stubs = { .run = kr_data__run };
+KR_TYPE_WITH(kr_verifier_ops, kr_data_init_member, kr_data, 1);
 
 #define KR_TENS(X, tens) X(tens##0) X(tens##1) X(tens##2) X(tens##3) X(tens##4) X(tens##5) X(tens##6) X(tens##7) X(tens##8) X(tens##9)
 #define KR_EACH(X) KR_TENS(X, 1) KR_TENS(X, 2) KR_TENS(X, 3) KR_TENS(X, 4) KR_TENS(X, 5) KR_TENS(X, 6) \
@@ -232,7 +258,7 @@ static const struct bpf_verifier_ops kr_wrapped_verifier_ops = {
 };
 
 static struct kr_wrapped kr_wrapped_stubs = { .wrapped = kr_wrapped__wrapped };
-KR_TYPE_WITH(kr_wrapped_verifier_ops, kr_wrapped, 1);
+KR_TYPE_WITH(kr_wrapped_verifier_ops, kr_init_member, kr_wrapped, 1);
 
 /* What the program returned, and in tens and hundreds how often the module's code ran before it and behind it. */
 static int kr_call_wrapped(void)
@@ -474,6 +500,7 @@ static int __init kr_types_init(void)
 
 	err = register_bpf_struct_ops(&bpf_kr_first, kr_first) ?:
 	      register_bpf_struct_ops(&bpf_kr_many, kr_many) ?:
+	      register_bpf_struct_ops(&bpf_kr_data, kr_data) ?:
 	      register_bpf_struct_ops(&bpf_kr_deep, kr_deep) ?:
 #ifdef KR_HAS_EPILOGUE
 	      register_bpf_struct_ops(&bpf_kr_wrapped, kr_wrapped) ?:

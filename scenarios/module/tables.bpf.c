@@ -73,6 +73,10 @@ int in_no_table(unsigned long long *ctx)
 SEC(".struct_ops.link")
 struct kr_ops table = { .compute = (void *)add, .inspect = (void *)inspect, .slot = 1, .scale = -7 };
 
+/* Made only if somebody says so. */
+SEC("?.struct_ops.link")
+struct kr_ops optional = { .compute = (void *)add, .slot = 2 };
+
 SEC(".struct_ops.link")
 struct kr_ops___later later = { .compute = (void *)add_later };
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import errno
+import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +20,11 @@ from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.tracing import has_symbol, load_tracing
 from harness.guest.kr_modules import KrDependent, KrOps, KrTraced
 from harness.guest.privilege import without
-from harness.guest.waiting import wait_until
+from harness.guest.waiting import slow_factor, wait_until
 from scenarios.module.attaching import reports, seen_map
 from scenarios.module.tables import load_adder
 from scenarios.module.windows import in_its_exit
+from scenarios.struct_ops.pausing import paused_in
 
 CAP_SYS_MODULE = 16
 LONGEST_NAME = 64  # MODULE_NAME_LEN is 56 on 64 bits
@@ -49,6 +53,56 @@ def test_removal_of_what_there_is_not(name: str) -> None:
     """MODLIFE-RM-002."""
     with errno_of(errno.ENOENT):
         modules.unload(name)
+
+
+@pytest.mark.vm(cpus=2)
+@pytest.mark.requires("fentry:find_module_all")
+def test_removal_that_waits_for_its_turn_ends_by_a_signal(kr_traced: KrTraced) -> None:
+    """MODLIFE-RM-008: while another removal has the mutex of modules; nothing was removed."""
+    thread = 0
+
+    def second() -> None:
+        nonlocal thread
+        thread = threading.get_native_id()
+        kr_traced.unload()
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            paused_in("find_module_all", lambda: modules.unload("kr_nowhere")) as first,
+        ):
+            waiting = pool.submit(second)
+            wait_until(
+                lambda: waiting.done() or waits_in_delete_module(thread), timeout=5, what="the second one"
+            )
+            assert not waiting.done()
+
+            signal.pthread_kill(thread_ident(thread), signal.SIGUSR1)
+
+            with errno_of(errno.EINTR):
+                waiting.result(timeout=5 * slow_factor())
+            assert not first.done()
+        with errno_of(errno.ENOENT):
+            first.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert modules.state("kr_traced") == "live"
+    kr_traced.unload()
+
+
+def waits_in_delete_module(thread: int) -> bool:
+    """Whether this thread of ours sleeps in that call."""
+    try:
+        status, stack = (Path(f"/proc/self/task/{thread}/{name}").read_text() for name in ("stat", "stack"))
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] == "S" and "delete_module" in stack
+
+
+def thread_ident(native: int) -> int:
+    """Python's number of a thread."""
+    return next(each.ident for each in threading.enumerate() if each.native_id == native and each.ident)
 
 
 def test_module_is_kept_by_another_that_uses_its_symbols(kr_traced: KrTraced) -> None:

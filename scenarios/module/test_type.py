@@ -23,6 +23,22 @@ def test_members_are_called_from_any_context(kr_ops: KrOps, context: str) -> Non
         table.delete()
 
 
+def test_each_table_is_found_by_the_id_of_its_map(kr_ops: KrOps) -> None:
+    """MODLIFE-MOD-005, -007: the module asks the kernel for the map of a table, where the kernel tells it."""
+    with (
+        new_constant(1, slot=0) as one,
+        new_constant(2, slot=1) as two,
+        one.link(),
+        two.link(),
+    ):
+        for context in ("process", "timer"):
+            found = [kr_ops.call("compute", f"#{table.map.id}", context=context) for table in (two, one)]
+            assert found == [2, 1]
+        with pytest.raises(OSError) as unknown:
+            kr_ops.call("compute", f"#{two.map.id + 1}")
+        assert unknown.value.errno == errno.ENOTCONN
+
+
 @pytest.mark.requires("struct_ops_link_detach")
 def test_link_detached_by_the_module_looks_detached_to_its_owner(kr_ops: KrOps) -> None:
     """STOPS-LINK-014, -021, -023, -025, MODLIFE-MOD-009: unregistered, without a map, and who polls it wakes up."""

@@ -18,6 +18,7 @@ from harness.guest.waiting import wait_until
 from scenarios.struct_ops.algorithms import NAME, Algorithm, inuse, seen, tobefree
 from scenarios.struct_ops.conftest import NewAlgorithm, NewOps
 from scenarios.struct_ops.connections import ALLOWED, DEFAULT, NON_RESTRICTED, connect_to
+from scenarios.struct_ops.pausing import paused_in
 
 pytestmark = [pytest.mark.requires("struct_ops")]
 
@@ -155,6 +156,28 @@ def test_refused_default_holds_nothing(netns: NetNamespace, idle: Algorithm, ops
         netns.set_sysctl(DEFAULT, NAME)
     assert netns.sysctl(DEFAULT) == inherited
     assert seen(ops) == inuse(1)
+
+
+@pytest.mark.known_issue(
+    "TCP-DEFAULT-READ-THRICE", reason="a namespace takes a reference of one algorithm and another"
+)
+@pytest.mark.vm(cpus=2)
+@pytest.mark.requires("fentry:bpf_struct_ops_get")
+def test_namespace_made_while_the_default_changes_holds_what_it_has(
+    initial: NetNamespace, idle: Algorithm, ops: StructOps
+) -> None:
+    """STOPS-TCP-016, -017, STOPS-LAW-003: the old or the new one, but one and the same."""
+    ops.update(idle.members())
+    before = initial.sysctl(DEFAULT)
+    initial.set_sysctl(DEFAULT, NAME)
+    assert seen(ops) == inuse(2)
+
+    with paused_in("bpf_struct_ops_get", NetNamespace.create) as making:
+        initial.set_sysctl(DEFAULT, before)
+        assert seen(ops) == inuse(1)
+
+    with making.result() as heir:
+        assert seen(ops) == inuse(2 if heir.sysctl(DEFAULT) == NAME else 1)
 
 
 def test_accepted_socket_has_its_listeners_choice_or_else_the_default_of_the_moment(

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from harness.guest import qdisc, tcp, tools
+from harness.guest.bpf import btf
+from harness.guest.bpf.asm import Code, asm, exit_, ldxdw, mov, r0, r1, r2, stxdw, stxw
 from harness.guest.bpf.object import Object
-from harness.guest.bpf.struct_ops import StructOps
+from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.net import VethPair
-from scenarios.struct_ops.algorithms import NAME, Algorithm, inuse, seen
+from scenarios.struct_ops.algorithms import NAME, TYPE, Algorithm, inuse, seen
 from scenarios.struct_ops.kernel_algorithms import NEEDS_ECN
 from scenarios.struct_ops.wire import losing, marking
 
@@ -25,6 +27,7 @@ pytestmark = [pytest.mark.requires("struct_ops")]
 
 DELAY_US = 3000
 SEGMENT = 1448
+SK_PACING_NEEDED = 1  # include/net/sock.h
 DCTCP = ("init", "in_ack_event", "cwnd_event", "ssthresh", "cong_avoid", "undo_cwnd")
 DCTCP_WORDS = (
     "init",
@@ -174,6 +177,33 @@ def test_dctcp_leaves_connections_without_ecn_to_another_algorithm(
         assert seen(ops) == inuse(1)
         upload(pair, 50)
     assert (dctcp.count("rounds"), dctcp.count("unmarked")) == (0, 0)
+
+
+def pacing(pace: int) -> dict[str, Code]:
+    """Programs that ask for pacing and say how fast: whole bytes a second, from the first acknowledgement on."""
+    sock = "inet_conn.icsk_inet.sk.sk_pacing_"
+    rate, status = (btf.vmlinux().offset("tcp_sock", sock + field) for field in ("rate", "status"))
+    return {
+        "init": asm(ldxdw(r1, r1), mov(r2, SK_PACING_NEEDED), stxw(r1, status, r2), mov(r0, 0), exit_()),
+        "cong_control": asm(ldxdw(r1, r1), mov(r2, pace), stxdw(r1, rate, r2), mov(r0, 0), exit_()),
+    }
+
+
+def test_socket_sends_at_the_pace_that_a_program_wrote(
+    veth: VethPair, idle: Algorithm, ops: StructOps
+) -> None:
+    """STOPS-PROG-030, STOPS-UPD-017: the kernel tells that rate, and works out no other."""
+    pace = 123_456_789
+    with ExitStack() as stack:
+        progs = {
+            name: stack.enter_context(load_struct_ops_prog(TYPE, name, code))
+            for name, code in pacing(pace).items()
+        }
+        ops.update({**idle.members(), **progs})
+    with tcp.connect(veth, congestion=NAME) as pair, tcp.connect(veth, congestion="reno") as other:
+        for each in (pair, other):
+            each.transfer(64 * 1024)
+        assert pair.info.pacing_rate == pace != other.info.pacing_rate
 
 
 def test_cubic_gives_up_three_tenths_of_its_window_for_a_loss(
