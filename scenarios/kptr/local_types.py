@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.btf import BtfObject
-from harness.guest.bpf.btf_builder import BTF_FUNC_STATIC, BtfBuilder
+from harness.guest.bpf.btf_builder import BTF_FUNC_GLOBAL, BTF_FUNC_STATIC, BTF_INT_SIGNED, BtfBuilder
 from harness.guest.bpf.map import Map
 
 # names and sizes of the kernel's structures: include/uapi/linux/bpf.h
@@ -21,8 +21,15 @@ _SPECIAL = {
     "refcount": ("bpf_refcount", 4),
 }
 
-FUNCTIONS = {"main": True, "less": False, "part": False, "global": True}
-"""Functions that programs may have, by their label: whether each is global."""
+FUNCTIONS = {
+    "main": "entry",
+    "less": "compare",
+    "part": "compare",
+    "outer": "each",
+    "inner": "each",
+    "global": "global",
+}
+"""Functions that programs may have, by their label, and what each is; all are static but "main" and "global"."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,20 @@ class LocalBtf:
         self.u32, self.u64 = b.integer("u32", 4), b.integer("u64", 8)
         self._special = {word: (b.struct(name, size), size) for word, (name, size) in _SPECIAL.items()}
         self._structs: dict[str, int] = {}
-        proto = b.func_proto(b.integer("int", 4, encoding=1), [("a", b.ptr(0)), ("b", b.ptr(0))])
-        entry = b.func_proto(self.u32, [("ctx", b.ptr(b.struct("__sk_buff", 0)))])
+        number, pointer = b.integer("int", 4, encoding=BTF_INT_SIGNED), b.ptr(0)
+        protos = {
+            "entry": b.func_proto(number, [("ctx", b.ptr(b.struct("__sk_buff", 0)))]),
+            "compare": b.func_proto(number, [(name, pointer) for name in "ab"]),
+            "each": b.func_proto(number, [(name, pointer) for name in ("map", "key", "value", "ctx")]),
+            "global": b.func_proto(number),
+        }
         self.functions = {
-            name: b.func(name, entry if is_global else proto, linkage=is_global or BTF_FUNC_STATIC)
-            for name, is_global in FUNCTIONS.items()
+            name: b.func(
+                name,
+                protos[kind],
+                linkage=BTF_FUNC_GLOBAL if kind in ("entry", "global") else BTF_FUNC_STATIC,
+            )
+            for name, kind in FUNCTIONS.items()
         }
 
     def struct(self, name: str, *members: tuple[str, str]) -> Local:

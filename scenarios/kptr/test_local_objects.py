@@ -45,6 +45,7 @@ from scenarios.kptr.workshop import (
     Workshop,
     assert_accepted,
     assert_refused,
+    just,
 )
 
 pytestmark = [pytest.mark.requires("local_kptr")]
@@ -173,11 +174,6 @@ REFUSED = {
         lambda b, m: [b.value(m), stdw(r6, b.t.store.at["plain"], 0)],
     ),
 }
-
-
-def just(item: Item) -> Program:
-    """A program that is the same for every map."""
-    return lambda workshop, map: item
 
 
 def test_program_that_keeps_account_loads(workshop: Workshop, store: Map) -> None:

@@ -238,6 +238,10 @@ class Workshop:
             self.kfunc(f"bpf_list_pop_{'back' if back else 'front'}"),
         ]
 
+    def peek(self, head: str, *, back: bool = False, home: Home | None = None) -> Item:
+        """r0 = the node at an end of the list, which stays there, or NULL."""
+        return [self._address(head, home), self.kfunc(f"bpf_list_{'back' if back else 'front'}")]
+
     def add(
         self,
         object: Reg,
@@ -265,6 +269,11 @@ class Workshop:
             self._address(root, home),
             self.kfunc(f"bpf_rbtree_{kfunc}"),
         ]
+
+
+def just(item: Item) -> Program:
+    """A program that is the same for every map."""
+    return lambda workshop, map: item
 
 
 @functools.cache
