@@ -132,7 +132,7 @@ class Slots:
         return [
             jeq(r0, 0, "out"),
             mov(r7, r0),
-            ldxw(r9, r7, self._id_offset()),
+            ldxw(r9, r7, self.id_offset),
             self.kfuncs.release(),
             mov(r0, r9),
             exit_(),
@@ -160,7 +160,9 @@ class Slots:
             call(uapi.BPF_FUNC_map_update_elem),
         ]
 
-    def _id_offset(self) -> int:
+    @property
+    def id_offset(self) -> int:
+        """Where an object has its id, in bytes."""
         return self.kfuncs.btf.offset("kr_obj", "id")
 
     def _put(self) -> Item:
@@ -176,7 +178,7 @@ class Slots:
         return [
             ldxdw(r1, r6, OWNED),
             jeq(r1, 0, "out"),
-            ldxw(r0, r1, self._id_offset()),
+            ldxw(r0, r1, self.id_offset),
             exit_(),
         ]
 
