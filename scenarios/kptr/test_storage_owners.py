@@ -98,7 +98,7 @@ def test_cloned_storage_owns_nothing(kr_kptr: KrKptr) -> None:
         with socket.create_connection(listener.getsockname()):
             accepted, _ = listener.accept()
             with accepted:
-                assert storage.map.lookup(accepted.fileno()) == data
+                assert storage.map.lookup(accepted.fileno()) == bytes(data)
                 storage.run(accepted.fileno(), storage.value(), storage.exchange(mov(r2, 0)))
 
         assert (kr_kptr.static_refs(OBJECT), kr_kptr.count("released")) == (1, 0)

@@ -57,35 +57,35 @@ class Kind:
     locked: bool = False
 
 
-def LOOK(map):
+def look(map: Map) -> bytes | None:
     return map.lookup(0)
 
 
-def LOCK_AND_LOOK(map):
+def look_under_lock(map: Map) -> bytes | None:
     return map.lookup(0, flags=uapi.BPF_F_LOCK)
 
 
-def TAKE(map):
+def take(map: Map) -> bytes | None:
     return map.lookup_and_delete(0)
 
 
-def LOCK_AND_TAKE(map):
+def take_under_lock(map: Map) -> bytes | None:
     return map.lookup_and_delete(0, flags=uapi.BPF_F_LOCK)
 
 
-BATCHES = (LOOK, look_at_batch, take_batch)
+BATCHES = (look, look_at_batch, take_batch)
 
 KINDS = {
-    "array": Kind(uapi.BPF_MAP_TYPE_ARRAY, (LOOK, look_at_batch), max_entries=1),
-    "array_with_lock": Kind(uapi.BPF_MAP_TYPE_ARRAY, (LOOK, LOCK_AND_LOOK), max_entries=1, locked=True),
-    "percpu_array": Kind(uapi.BPF_MAP_TYPE_PERCPU_ARRAY, (LOOK, look_at_batch), max_entries=1),
+    "array": Kind(uapi.BPF_MAP_TYPE_ARRAY, (look, look_at_batch), max_entries=1),
+    "array_with_lock": Kind(uapi.BPF_MAP_TYPE_ARRAY, (look, look_under_lock), max_entries=1, locked=True),
+    "percpu_array": Kind(uapi.BPF_MAP_TYPE_PERCPU_ARRAY, (look, look_at_batch), max_entries=1),
     "hash": Kind(uapi.BPF_MAP_TYPE_HASH, BATCHES),
-    "hash_look_up_and_delete": Kind(uapi.BPF_MAP_TYPE_HASH, (LOOK, TAKE)),
-    "hash_with_lock": Kind(uapi.BPF_MAP_TYPE_HASH, (LOOK, LOCK_AND_LOOK, LOCK_AND_TAKE), locked=True),
+    "hash_look_up_and_delete": Kind(uapi.BPF_MAP_TYPE_HASH, (look, take)),
+    "hash_with_lock": Kind(uapi.BPF_MAP_TYPE_HASH, (look, look_under_lock, take_under_lock), locked=True),
     "hash_without_preallocation": Kind(uapi.BPF_MAP_TYPE_HASH, BATCHES, uapi.BPF_F_NO_PREALLOC),
     "lru_hash": Kind(uapi.BPF_MAP_TYPE_LRU_HASH, BATCHES),
     "percpu_hash": Kind(uapi.BPF_MAP_TYPE_PERCPU_HASH, BATCHES),
-    "percpu_hash_look_up_and_delete": Kind(uapi.BPF_MAP_TYPE_PERCPU_HASH, (LOOK, TAKE)),
+    "percpu_hash_look_up_and_delete": Kind(uapi.BPF_MAP_TYPE_PERCPU_HASH, (look, take)),
     "lru_percpu_hash": Kind(uapi.BPF_MAP_TYPE_LRU_PERCPU_HASH, BATCHES),
 }
 
@@ -96,14 +96,14 @@ def test_pointer_is_zeros_for_every_look(kr_kptr: KrKptr, make_slots: MakeSlots,
     slots = make_slots(kind.map_type, flags=kind.flags, max_entries=kind.max_entries, locked=kind.locked)
     slots.map.update(0, ONES)
     assert slots.peek() == 0
-    empty = slots.map.lookup(0)
+    empty = slots.map.lookup(0) or b""
     slots.put(7)
 
-    shown = [look(slots.map) for look in kind.looks]
+    shown = [each(slots.map) for each in kind.looks]
 
     assert shown == [empty] * len(kind.looks)
     assert empty == masked(ONES * (len(empty) // VALUE_SIZE), lock=kind.locked)
-    if kind.looks[-1] in (LOOK, look_at_batch):
+    if kind.looks[-1] in (look, look_at_batch):
         assert (slots.peek(), kr_kptr.count("live")) == (7, 1)
 
 
