@@ -140,6 +140,18 @@ __bpf_kfunc void kr_obj_mark(struct kr_obj *obj, u64 cookie)
 	WRITE_ONCE(obj->cookie, cookie);
 }
 
+/* Part of the object as bytes that may be written; the verifier learns from the second argument's name how many. */
+__bpf_kfunc int *kr_obj_bytes(struct kr_obj *obj, const int rdwr_buf_size)
+{
+	return rdwr_buf_size > 0 && rdwr_buf_size <= sizeof(obj->cookie) ? (int *)&obj->cookie : NULL;
+}
+
+/* The same, only to be read. */
+__bpf_kfunc int *kr_obj_const_bytes(struct kr_obj *obj, const int rdonly_buf_size)
+{
+	return kr_obj_bytes(obj, rdonly_buf_size);
+}
+
 __bpf_kfunc_end_defs();
 
 BTF_KFUNCS_START(kr_kfunc_ids)
@@ -149,6 +161,8 @@ BTF_ID_FLAGS(func, kr_obj_acquire, KF_ACQUIRE | KF_RET_NULL | KR_KF_LIVE_ARG)
 BTF_ID_FLAGS(func, kr_obj_release, KF_RELEASE)
 BTF_ID_FLAGS(func, kr_obj_refs, KR_KF_TRUSTED)
 BTF_ID_FLAGS(func, kr_obj_mark, KR_KF_TRUSTED)
+BTF_ID_FLAGS(func, kr_obj_bytes, KF_RET_NULL | KR_KF_TRUSTED)
+BTF_ID_FLAGS(func, kr_obj_const_bytes, KF_RET_NULL | KR_KF_TRUSTED)
 BTF_KFUNCS_END(kr_kfunc_ids)
 
 static const struct btf_kfunc_id_set kr_kfunc_set = {
