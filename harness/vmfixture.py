@@ -8,7 +8,7 @@ that is gone without the test having said so (`expect_end`, `expect_panic`), fai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,12 @@ from harness.verdict import (
     MachineEnd,
     PhaseReport,
     Verdict,
+    dirty_taint,
     end_of_qemu,
     explain,
     find_splats,
     judge,
+    new_taint,
     parse_console,
 )
 from harness.vm.console import Console
@@ -54,10 +56,20 @@ class GuestError(Exception):
         self.traceback = traceback
 
 
+def _is_dirty(message: Mapping[str, Any]) -> bool:
+    """Whether the last message of a job says that it left something."""
+    if "after" not in message:
+        return False
+    before, after = message["before"], message["after"]
+    damage = dirty_taint(new_taint(before["tainted"], after["tainted"]))
+    return bool(damage) or before["inventory"] != after["inventory"]
+
+
 class Vm:
     """A machine under a host-side test. Every wait has a deadline in seconds, scaled for slow kernels.
 
-    `dirty`: whether the last function called left the guest other than it was (objects, namespaces, taint).
+    `dirty`: whether the last function called left the guest other than it was (objects, namespaces, damage: not the
+    taint of a module that it loaded for a while).
     """
 
     def __init__(self, machine: Machine, rig: Rig, kernel: str, shape: Shape) -> None:
@@ -125,7 +137,7 @@ class Vm:
             elif message["type"] == "error":
                 raise GuestError(message["exception"], message["text"], message["traceback"])
             elif message["type"] == "end":
-                self.dirty = "after" in message
+                self.dirty = _is_dirty(message)
         return value
 
     def wait_until_ended(self, *, seconds: float = DEFAULT_SECONDS) -> int:

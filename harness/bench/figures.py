@@ -60,6 +60,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("model", PER_SECOND, "operations compared with the mprog model, one machine", 300.0),
     Figure("model-no-expedite", PER_SECOND, "the same without rcu_expedited"),
     Figure("model-struct-ops", PER_SECOND, "operations compared with the struct_ops model, one machine"),
+    Figure("model-kptr", PER_SECOND, "operations compared with the model of owned objects, one machine"),
     Figure(
         "races", PER_SECOND, "operations of racing threads explained by the model, one machine with 2 CPUs"
     ),

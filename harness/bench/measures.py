@@ -242,6 +242,7 @@ MEASURES: tuple[Measure, ...] = (
             ("model", "mprog", ()),
             ("model-no-expedite", "mprog", ("rcupdate.rcu_expedited=0",)),
             ("model-struct-ops", "struct_ops", ()),
+            ("model-kptr", "kptr", ()),
         )
     ),
     Measure("races", ("races",), modelspeed.races),

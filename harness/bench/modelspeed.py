@@ -18,14 +18,17 @@ RACES = 10
 
 
 def sequences(name: str, model: str, append: Sequence[str], bench: Workbench) -> Values:
-    """Random sequences of calls, generated, played in one machine and compared with a model ("mprog", "struct_ops");
-    `append` is for the command line."""
+    """Random sequences of calls, generated, played in one machine and compared with a model ("mprog", "struct_ops",
+    "kptr"); `append` is for the command line."""
+    from harness.modelcheck.facility import Facility
+    from harness.modelcheck.kptr import Kptr
     from harness.modelcheck.mprog import Mprog
     from harness.modelcheck.search import Stage, search
     from harness.modelcheck.struct_ops import StructOps
 
     def play(vm: Vm) -> float:
-        facility = (StructOps if model == "struct_ops" else Mprog).on(vm)
+        kinds: dict[str, type[Facility]] = {"mprog": Mprog, "struct_ops": StructOps, "kptr": Kptr}
+        facility = kinds[model].on(vm)
         if facility is None:
             raise KernrigError(f"This kernel has nothing to compare with the {model} model.")
         stage = Stage(vm, facility)
