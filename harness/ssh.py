@@ -20,6 +20,7 @@ from harness.errors import KernrigError
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 STREAMLOCAL = "direct-streamlocal@openssh.com"
+_GOODBYE_SECONDS = 10
 
 
 class SshError(KernrigError):
@@ -100,7 +101,8 @@ class SshClient:
         prefix: bytes = b"",
     ) -> None:
         """`host_key` is the only one accepted, in base64; `prefix` is what the server has already said."""
-        self._transport = _Transport(_Prefixed(connection, prefix))  # type: ignore[arg-type]
+        self._connection = _Prefixed(connection, prefix)
+        self._transport = _Transport(self._connection)  # type: ignore[arg-type]
         self._open_lock = threading.Lock()
         self._transport.daemon = True
         for name in ("banner_timeout", "handshake_timeout", "auth_timeout", "channel_timeout"):
@@ -174,8 +176,15 @@ class SshClient:
                 _wait_for_data(channel, min(0.5, deadline.remaining()))
 
     def close(self) -> None:
-        """Hang up; never raises."""
+        """Hang up; never raises. When it returns nothing reads from the connection any more.
+
+        paramiko's own close() does not wait for its thread. Between two reads that would find the descriptor's number
+        to be another machine's, and take the head of what that says.
+        """
         self._transport.close()
+        self._connection.close()
+        if self._transport.is_alive():
+            self._transport.join(_GOODBYE_SECONDS)
 
 
 def _feed(channel: paramiko.Channel, data: bytes) -> None:
