@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.guest.bpf import btf
 from harness.guest.bpf.btf_builder import BtfBuilder
+from harness.guest.bpf.syscall import BpfError
+from scenarios.kptr.pointers import kind, map_with
 
 Field = tuple[str, str] | tuple[str, str, int]
 """A member: its name, what it is (see `Types.field`), and its offset if that is not behind the one before."""
@@ -78,3 +82,17 @@ class Types(BtfBuilder):
         name = {"lock": "bpf_spin_lock"}.get(kind, f"bpf_{kind}")
         id = self.special(name)
         return id, self.sizes[name], 4 if kind in ("lock", "refcount") else 8
+
+
+def made_of(build: Callable[[Types], int], offset: int = 0) -> str:
+    """What a value of this structure has at an offset (see `kind`); or "types" and the errno's name if its types do not
+    load, "map" and the name if no map of them is made.
+    """
+    b = Types()
+    value = build(b)
+    try:
+        with map_with(b, value, b.sizes["value"]) as map:
+            return kind(map, offset)
+    except BpfError as error:
+        what = {"BPF_BTF_LOAD": "types", "BPF_MAP_CREATE": "map"}[error.command]
+        return f"{what}: {error.errno_name}"

@@ -10,25 +10,10 @@ import pytest
 
 from harness.guest.bpf import btf
 from harness.guest.bpf.probe import has
-from harness.guest.bpf.syscall import BpfError
-from scenarios.kptr.pointers import kind, map_with, owning_tag, types_are_parsed_early, viewing_tag
-from scenarios.kptr.special import Types
+from scenarios.kptr.pointers import owning_tag, types_are_parsed_early, viewing_tag
+from scenarios.kptr.special import Types, made_of
 
 TASK = "task_struct"
-
-
-def made_of(build: Callable[[Types], int], offset: int = 0) -> str:
-    """What a value of this structure has at an offset (see `kind`); or "types" and the errno's name if its types do not
-    load, "map" and the name if no map of them is made.
-    """
-    b = Types()
-    value = build(b)
-    try:
-        with map_with(b, value, b.sizes["value"]) as map:
-            return kind(map, offset)
-    except BpfError as error:
-        what = {"BPF_BTF_LOAD": "types", "BPF_MAP_CREATE": "map"}[error.command]
-        return f"{what}: {error.errno_name}"
 
 
 def tagged(*tags: str, to: Callable[[Types], int] = lambda b: b.declare(TASK)) -> Callable[[Types], int]:
