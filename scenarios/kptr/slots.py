@@ -75,7 +75,7 @@ class Slots:
 
     def put(self, id: int, key: int = 0) -> int:
         """Make an object and put it into the value; the id of the one that was there (0: none; -1: no value)."""
-        return self.run(self._put, key, id)
+        return self.run(self.put_body, key, id)
 
     def put_static(self, id: int, key: int = 0) -> int:
         """Put a new reference to a static object into the value; returns as `put`."""
@@ -165,7 +165,8 @@ class Slots:
         """Where an object has its id, in bytes."""
         return self.kfuncs.btf.offset("kr_obj", "id")
 
-    def _put(self) -> Item:
+    def put_body(self) -> Item:
+        """The program of `put`, for runs of it in great number."""
         return [self.acquire("kr_obj_new"), exchange(mov(r2, r7)), self.let_go()]
 
     def _put_static(self) -> Item:
