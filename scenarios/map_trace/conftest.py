@@ -20,6 +20,7 @@ from harness.guest.bpf.map_trace_hooks import CHANGES, Operation
 from harness.guest.bpf.object import Object
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
+from scenarios.map_trace.clock import Changes
 
 HERE = Path(__file__).parent
 
@@ -89,6 +90,13 @@ def new_map() -> Iterator[Callable[..., Map]]:
             return stack.enter_context(made)
 
         yield make
+
+
+@pytest.fixture
+def programs() -> Iterator[Changes]:
+    """The programs of changes.bpf.c."""
+    with ExitStack() as stack:
+        yield Changes(stack)
 
 
 class Migration:

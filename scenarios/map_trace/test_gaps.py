@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 
@@ -25,13 +24,6 @@ from scenarios.map_trace.clock import Changes
 from scenarios.map_trace.conftest import Change, Trace, changes
 
 NewMap = Callable[..., Map]
-
-
-@pytest.fixture
-def programs() -> Iterator[Changes]:
-    """The programs of changes.bpf.c."""
-    with ExitStack() as stack:
-        yield Changes(stack)
 
 
 IN_PLACE = {

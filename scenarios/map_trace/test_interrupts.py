@@ -3,24 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-
-import pytest
-
 from harness.guest.bpf.map_trace import Event, Source
 from harness.guest.waiting import wait_until
 from scenarios.map_trace.clock import FIRST_TICK, Changes
 from scenarios.map_trace.conftest import Trace, misses
 
 BATCH = 300
-
-
-@pytest.fixture
-def programs() -> Iterator[Changes]:
-    """The programs of changes.bpf.c."""
-    with ExitStack() as stack:
-        yield Changes(stack)
 
 
 def test_a_program_that_interrupts_a_system_call_is_told_from_it(programs: Changes, trace: Trace) -> None:
