@@ -64,6 +64,9 @@ FIGURES: tuple[Figure, ...] = (
     Figure(
         "races", PER_SECOND, "operations of racing threads explained by the model, one machine with 2 CPUs"
     ),
+    Figure("updates-untraced", PER_SECOND, "updates of a hash map by a program"),
+    Figure("updates-passed-by", PER_SECOND, "the same while another hash map is traced"),
+    Figure("updates-traced", PER_SECOND, "the same while it is traced"),
 )
 BY_NAME: Mapping[str, Figure] = {figure.name: figure for figure in FIGURES}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness.bench import modelspeed
+from harness.bench import modelspeed, tracespeed
 from harness.bench.figures import WORKERS
 from harness.bench.program import Program, children_cpu
 from harness.bench.workbench import TEMPLATE_KINDS, TRIVIAL_NODE, Values, Workbench, edit
@@ -246,6 +246,7 @@ MEASURES: tuple[Measure, ...] = (
         )
     ),
     Measure("races", ("races",), modelspeed.races),
+    Measure("tracing", ("updates-untraced", "updates-passed-by", "updates-traced"), tracespeed.tracing),
     *(Measure(f"rate-n{n}", (f"rate-n{n}", f"cpu-n{n}"), partial(rate, n)) for n in WORKERS),
     *(
         Measure(name, (name,), partial(take, name, options), warm_up=fill_caches)

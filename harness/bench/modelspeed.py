@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import TypeVar
 
 from harness.bench.workbench import Values, Workbench
 from harness.errors import KernrigError
 from harness.vm.shape import Shape
 from harness.vmfixture import Vm
+
+T = TypeVar("T")
 
 # In one measurement: random sequences, races.
 SEQUENCES = 60
@@ -36,7 +39,7 @@ def sequences(name: str, model: str, append: Sequence[str], bench: Workbench) ->
         return stage.figures.rate
 
     base = bench.rig.settings.shape
-    return {name: _checked(play, replace(base, append=(*base.append, *append)), bench)}
+    return {name: in_a_machine(play, replace(base, append=(*base.append, *append)), bench)}
 
 
 def races(bench: Workbench) -> Values:
@@ -53,10 +56,10 @@ def races(bench: Workbench) -> Values:
             track.run(race)
         return track.figures.rate
 
-    return {"races": _checked(run, replace(bench.rig.settings.shape, cpus=2), bench)}
+    return {"races": in_a_machine(run, replace(bench.rig.settings.shape, cpus=2), bench)}
 
 
-def _checked(play: Callable[[Vm], float], shape: Shape, bench: Workbench) -> float:
+def in_a_machine(play: Callable[[Vm], T], shape: Shape, bench: Workbench) -> T:
     """What `play` returns, with a machine of this shape."""
     with bench.rig.lease(bench.kernel, shape, own=True) as lease:
         vm = Vm(lease.machine, bench.rig, bench.kernel, shape)

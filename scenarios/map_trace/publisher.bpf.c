@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* A program that changes its map through a pointer, and calls a function of its own that does nothing, for others to hook. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, __u64);
+} state SEC(".maps");
+
+__u32 key;
+__u64 value;
+__u32 answer;
+__u32 hidden_answer;
+
+__attribute__((noinline)) int changed(__u32 key, __u64 value)
+{
+	int answer = 1;
+
+	/* The caller must not know it. */
+	asm volatile("" : "+r"(answer) : "r"(key), "r"(value));
+	return answer;
+}
+
+static __attribute__((noinline)) int hidden(__u32 key)
+{
+	int answer = 2;
+
+	asm volatile("" : "+r"(answer) : "r"(key));
+	return answer;
+}
+
+SEC("tc")
+int publisher(struct __sk_buff *skb)
+{
+	__u64 *found = bpf_map_lookup_elem(&state, &key);
+
+	if (!found)
+		return 7;
+	*found = value;
+	answer = changed(key, value);
+	hidden_answer = hidden(key);
+	return 5;
+}
+
+SEC("cgroup/connect4")
+int permit(struct bpf_sock_addr *ctx)
+{
+	return 1;
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""Hooks on a program's own functions: the way to see changes that are made through a pointer."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from harness.guest.bpf import uapi
+from harness.guest.bpf.link import Link
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.object import Object
+from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.syscall import BpfError, refused
+from scenarios.map_trace.actors import SMALLEST_PACKET
+from scenarios.map_trace.conftest import Trace
+
+HERE = Path(__file__).parent
+FENTRY, FEXIT = uapi.BPF_TRACE_FENTRY, uapi.BPF_TRACE_FEXIT
+KINDS = {"leave": FEXIT, "replace": 0}
+
+
+class Programs:
+    """An object of which some programs are loaded, for functions of other programs or of the kernel."""
+
+    def __init__(self, stack: ExitStack, file: str, targets: dict[str, tuple[Prog, str] | None]) -> None:
+        self.object = stack.enter_context(Object.open(HERE / file))
+        for name in self.object.program_names():
+            target = targets.get(name)
+            self.object.tune_prog(name, autoload=name in targets)
+            if target is not None:
+                self.object.tune_prog(name, attach_prog=target[0], attach_target=target[1])
+        self.object.load()
+        self.progs = {name: stack.enter_context(self.object.prog(name)) for name in targets}
+
+    def __getitem__(self, variable: str) -> int:
+        return self.object.number(variable)
+
+
+class Publisher(Programs):
+    """The program of publisher.bpf.c, with an element 3 to change."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        super().__init__(stack, "publisher.bpf.o", {"publisher": None, "permit": None})
+        self.main = self.progs["publisher"]
+        self.state = stack.enter_context(self.object.map("state"))
+        self.state[3] = 0
+        self.object.set_number("key", 3)
+
+    def change(self, value: int) -> int:
+        """Let the program write `value`; what its own function answered."""
+        self.object.set_number("value", value)
+        assert self.main.test_run(SMALLEST_PACKET).retval == 5
+        assert self.state[3] == value
+        return self["answer"]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def publisher(stack: ExitStack) -> Publisher:
+    """The traced program."""
+    return Publisher(stack)
+
+
+Watch = Callable[..., Programs]
+
+
+@pytest.fixture
+def watch(stack: ExitStack) -> Watch:
+    """Loads programs of watcher.bpf.c: `watch(leave=(prog, "changed"))`."""
+    return lambda **targets: Programs(stack, "watcher.bpf.o", targets)
+
+
+def test_a_change_through_a_pointer_is_seen_where_the_program_tells_it(
+    publisher: Publisher, watch: Watch, trace: Trace
+) -> None:
+    """MTRACE-SEED-002, MTRACE-SCN-006, MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c target_yes_callees."""
+    tracer = trace(publisher.state)
+    watcher = watch(enter=(publisher.main, "changed"), leave=(publisher.main, "changed"))
+    with Link.tracing(watcher.progs["enter"], FENTRY), Link.tracing(watcher.progs["leave"], FEXIT):
+        assert publisher.change(20) == 1
+        assert publisher.change(21) == 1
+    publisher.change(22)
+    assert tracer.seen == 0
+    assert [watcher[name] for name in ("entered", "left", "last_key", "last_value", "last_answer")] == [
+        2,
+        2,
+        3,
+        21,
+        1,
+    ]
+
+
+def test_a_main_program_is_traced_as_a_function_is(publisher: Publisher, watch: Watch) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c target_no_callees: with its verdict."""
+    watcher = watch(leave_main=(publisher.main, "publisher"))
+    with Link.tracing(watcher.progs["leave_main"], FEXIT):
+        publisher.change(1)
+    assert (watcher["left"], watcher["last_answer"]) == (1, 5)
+
+
+def test_a_cgroups_program_can_be_traced(publisher: Publisher, watch: Watch) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c fentry_to_cgroup_bpf: it loads and attaches."""
+    watcher = watch(leave_main=(publisher.progs["permit"], "permit"))
+    Link.tracing(watcher.progs["leave_main"], FEXIT).close()
+
+
+def test_a_programs_function_is_replaced_and_comes_back(publisher: Publisher, watch: Watch) -> None:
+    """MTRACE-SEED-002, MTRACE-SCN-006, upstream prog_tests/fexit_bpf2bpf.c func_replace."""
+    watcher = watch(replace=(publisher.main, "changed"))
+    with Link.tracing(watcher.progs["replace"], 0):
+        assert publisher.change(8) == 40
+        assert watcher["last_key"] == 3
+    assert publisher.change(9) == 1
+
+
+def test_one_replacement_serves_several_programs(
+    stack: ExitStack, publisher: Publisher, watch: Watch
+) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c func_replace_multi."""
+    second = Publisher(stack)
+    replace = watch(replace=(publisher.main, "changed")).progs["replace"]
+    function = replace.info().attach_btf_id
+    with (
+        Link.tracing(replace, 0),
+        Link.tracing(replace, 0, target_fd=second.main.fd, target_btf_id=function),
+    ):
+        assert (publisher.change(1), second.change(1)) == (40, 40)
+    assert (publisher.change(2), second.change(2)) == (1, 1)
+
+
+def test_a_function_is_either_replaced_or_traced(publisher: Publisher, watch: Watch) -> None:
+    """MTRACE-HOOK-026: EBUSY for the one that comes second."""
+    target = (publisher.main, "changed")
+    for first, second in (("leave", "replace"), ("replace", "leave")):
+        programs = watch(leave=target, replace=target).progs
+        with Link.tracing(programs[first], KINDS[first]), refused(errno.EBUSY):
+            Link.tracing(programs[second], KINDS[second])
+
+
+REFUSALS = {
+    "a static function is not replaced": (
+        "replace_hidden",
+        "hidden",
+        "is not a global function|(?i:cannot replace static functions)",
+    ),
+    "another signature is not replaced": ("replace", "publisher", "."),
+    "a program's result is not modified": ("modify", "changed", "can't modify return codes of BPF programs"),
+    "a function that is not there": ("replace", "unheard_of", "."),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_no_hook_is_refused(publisher: Publisher, watch: Watch, case: str) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c func_replace_verify, func_replace_unreliable,
+    fmod_ret_freplace.
+    """
+    program, function, gist = REFUSALS[case]
+    with refused(errno.EINVAL, errno.ENOENT, errno.ESRCH, log=gist):
+        watch(**{program: (publisher.main, function)})
+
+
+def test_a_replacement_keeps_to_the_results_that_its_target_may_give(
+    publisher: Publisher, watch: Watch
+) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c func_replace_return_code."""
+    with refused(errno.EINVAL, log=r"R0 has"):
+        watch(refuse_loudly=(publisher.progs["permit"], "permit"))
+
+
+def test_a_tracer_is_traced_once_and_no_deeper(stack: ExitStack, watch: Watch) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/recursive_attach.c recursive_fentry: from 6.8 on, one level."""
+    watched = watch(watched=None).progs["watched"]
+    try:
+        watching = watch(watch_watched=(watched, "watched"))
+    except BpfError as error:
+        assert "Cannot recursively attach" in error.log, error
+        pytest.skip("this kernel does not trace tracing programs")
+    with refused(errno.EINVAL, log="Cannot nest tracing program attach|Cannot recursively attach"):
+        watch(watch_watched=(watching.progs["watch_watched"], "watch_watched"))
+    with (
+        Map.create(uapi.BPF_MAP_TYPE_HASH, 4, 8, 4) as map,
+        Link.tracing(watched, FEXIT),
+        Link.tracing(watching.progs["watch_watched"], FENTRY),
+    ):
+        map[1] = 1
+        assert watching["entered"] == 1
