@@ -14,6 +14,8 @@
 
 #define WORDS 15
 
+struct bpf_map;
+
 struct block {
 	struct bpf_spin_lock lock;
 	__u32 words[WORDS];
@@ -33,7 +35,7 @@ struct {
 } queue SEC(".maps");
 
 struct bpf_map___fields {
-	__u32 map_type;
+	enum bpf_map_type map_type;
 	__u32 key_size;
 	__u32 value_size;
 	__u32 max_entries;
