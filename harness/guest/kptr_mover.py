@@ -6,11 +6,18 @@ One run does one thing with the elements that the keys in its order lead to; see
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import (
+    CALL,
+    DW,
+    IMM,
+    JMP,
+    LD,
+    Insn,
     Item,
     add,
     asm,
@@ -47,6 +54,7 @@ from harness.guest.bpf.probe import has
 from harness.guest.bpf.prog import Prog
 from harness.guest.kptr_kinds import (
     COUNT,
+    KINDS_OF_MAPS,
     MOVE,
     PUT_NEW,
     PUT_STATIC,
@@ -55,10 +63,11 @@ from harness.guest.kptr_kinds import (
     SWAP,
     TAKE,
     WRITE,
-    Kind,
 )
 
-# struct value { u64 mark; T *owned[2]; struct bpf_spin_lock lock; u32 tail; }, or u64 tail without a lock.
+# struct value { u64 mark; T *owned[2]; struct bpf_spin_lock lock; u32 tail; }, or u64 tail without a lock. The tail
+# behind a lock has no name: up to 6.1 a member that is not aligned to 8 bytes keeps pointers from being found
+# (kernel/bpf/btf.c:btf_find_struct_field).
 OWNED, LOCK, TAIL, VALUE_SIZE = (8, 16), 24, 28, 32
 _ID = 4  # in struct kr_obj
 
@@ -71,6 +80,8 @@ _KEYS, _VIA = (32, 40), (36, 44)
 _RETURNED, _SEEN_THERE = 48, (52, 60)
 _DATA, _DATA_END = 76, 80  # in struct __sk_buff
 NO_ELEMENT = -1
+_NUMBER = struct.Struct("=i")
+_KFUNCS = ("kr_obj_new", "kr_obj_find", "kr_obj_acquire", "kr_obj_release", "kr_obj_refs")
 _ENOENT, _ESRCH = -2, -3
 
 # On the stack: a key, an object in hand, a value.
@@ -96,34 +107,73 @@ def value_types(*, locked: bool) -> ValueTypes:
     members = [("mark", u64, 0), *((f"o{at}", owned, at) for at in OWNED)]
     if locked:
         lock = b.struct("bpf_spin_lock", 4, [("val", u32, 0)])
-        members += [("lock", lock, LOCK), ("tail", u32, TAIL)]
+        members.append(("lock", lock, LOCK))
     else:
-        members += [("tail", u64, LOCK)]
+        members.append(("tail", u64, LOCK))
     value = b.struct("value", VALUE_SIZE, members)
     return ValueTypes(b.load(), u32, value)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A map by its descriptor, and which pointer of its values. `inner`: the kind that a map of maps holds."""
+    """What code depends on: a kind of map, which pointer of its values; `inner` is the kind that a map of maps has."""
 
-    fd: int
-    kind: Kind
+    kind: str
     field: int
-    inner: Kind | None = None
+    inner: str = ""
 
     @property
     def is_storage(self) -> bool:
-        return self.kind.type == uapi.BPF_MAP_TYPE_TASK_STORAGE
+        return self.kind == "task_storage"
+
+    @property
+    def is_outer(self) -> bool:
+        return KINDS_OF_MAPS[self.kind].outer
 
 
-def load(places: tuple[Place, Place], types: Btf) -> Prog:
-    """Load the program, which calls functions of the module with these types. Raises BpfError.
+Places = tuple[Place, Place]
+
+
+@dataclass(frozen=True)
+class Template:
+    """Code in which the numbers at some offsets are still to be filled in: the descriptors of the first and second map,
+    the ids of the module's functions."""
+
+    code: bytes
+    maps: tuple[tuple[int, int], ...]
+    kfuncs: tuple[tuple[int, str], ...]
+
+    def filled(self, fds: tuple[int, int], types: Btf) -> bytes:
+        """The code for these maps and the module with these types. Raises LookupError."""
+        code = bytearray(self.code)
+        for at, which in self.maps:
+            _NUMBER.pack_into(code, at, fds[which])
+        for at, name in self.kfuncs:
+            _NUMBER.pack_into(code, at, types.func(name))
+        return bytes(code)
+
+
+@functools.cache
+def template(places: Places) -> Template:
+    """The program for such places. It takes a tenth of a second in the guest, so the host does it."""
+    code = bytes(asm(*_Code(places).items()))
+    maps, kfuncs = [], []
+    for at in range(0, len(code), 8):
+        insn = Insn.decode(code[at : at + 8])
+        if insn.code == LD | IMM | DW and insn.src == uapi.BPF_PSEUDO_MAP_FD:
+            maps.append((at + 4, insn.imm))
+        elif insn.code == JMP | CALL and insn.src == uapi.BPF_PSEUDO_KFUNC_CALL:
+            kfuncs.append((at + 4, _KFUNCS[insn.imm]))
+    return Template(code, tuple(maps), tuple(kfuncs))
+
+
+def load(places: Places, fds: tuple[int, int], types: Btf, made: Template | None = None) -> Prog:
+    """Load the program for these maps, which calls functions of the module with these types. Raises BpfError.
 
     It gets its order as context if one of the places is in a task's storage, otherwise as packet: programs that may
-    sleep are freed slowly, and so are the maps that they use.
+    sleep are freed slowly, and so are the maps that they use. `made` is what `template` returned for these places.
     """
-    code = asm(*_Code(places, types).items())
+    code = (made or template(places)).filled(fds, types)
     sleeps = any(place.is_storage for place in places)
     type = uapi.BPF_PROG_TYPE_SYSCALL if sleeps else uapi.BPF_PROG_TYPE_SCHED_CLS
     flags = uapi.BPF_F_SLEEPABLE if sleeps else 0
@@ -133,9 +183,8 @@ def load(places: tuple[Place, Place], types: Btf) -> Prog:
 class _Code:
     """r6 is the order, r8 and r9 are the elements that were there at the start."""
 
-    def __init__(self, places: tuple[Place, Place], types: Btf) -> None:
+    def __init__(self, places: Places) -> None:
         self._places = places
-        self._types = types
         self._labels = 0
 
     def items(self) -> list[Item]:
@@ -168,19 +217,20 @@ class _Code:
         self._labels += 1
         return f"l{self._labels}"
 
-    def _kfunc(self, name: str) -> Item:
-        return call_kfunc(self._types.func(name), 1)
+    @staticmethod
+    def _kfunc(name: str) -> Item:
+        return call_kfunc(_KFUNCS.index(name), 1)
 
     # Places
 
     def _map(self, which: int, out: str) -> Item:
         """r1 = the map with values of its own; goes to `out`, r0 being 0, if there is none."""
         place = self._places[which]
-        if not place.kind.outer:
-            return ld_map_fd(r1, place.fd)
+        if not place.is_outer:
+            return ld_map_fd(r1, which)
         return [
             self._key(_VIA[which]),
-            ld_map_fd(r1, place.fd),
+            ld_map_fd(r1, which),
             call(uapi.BPF_FUNC_map_lookup_elem),
             jeq(r0, 0, out),
             mov(r1, r0),
@@ -195,7 +245,7 @@ class _Code:
         """r0 = the element, or 0."""
         place, out = self._places[which], self._new()
         if place.is_storage:
-            return self._storage(place, [mov(r3, 0), mov(r4, 0)])
+            return self._storage(which, [mov(r3, 0), mov(r4, 0)])
         return [
             self._map(which, out),
             self._key(_KEYS[which]),
@@ -204,12 +254,12 @@ class _Code:
         ]
 
     @staticmethod
-    def _storage(place: Place, rest: Item) -> Item:
+    def _storage(which: int, rest: Item) -> Item:
         """r0 = the task's element."""
         return [
             call(uapi.BPF_FUNC_get_current_task_btf),
             mov(r2, r0),
-            ld_map_fd(r1, place.fd),
+            ld_map_fd(r1, which),
             rest,
             call(uapi.BPF_FUNC_task_storage_get),
         ]
@@ -375,14 +425,14 @@ class _Code:
         # The bytes of pointers and of the lock are not for the map.
         value += [ldxw(r1, r6, _MARK), stxdw(r10, _VALUE, r1)]
         value += [stxw(r10, _VALUE + TAIL, r1)]
-        locked = (place.inner or place.kind).locked
+        locked = KINDS_OF_MAPS[place.inner or place.kind].locked
         value += [] if locked else [stw(r10, _VALUE + LOCK, 0)]
         if place.is_storage:
             rest = [mov(r3, r10), add(r3, _VALUE), mov(r4, uapi.BPF_LOCAL_STORAGE_GET_F_CREATE)]
             failed = self._new()
             return [
                 *value,
-                self._storage(place, rest),
+                self._storage(0, rest),
                 jeq(r0, 0, failed),
                 mov(r0, 0),
                 ja("returned"),
@@ -405,7 +455,7 @@ class _Code:
             return [
                 call(uapi.BPF_FUNC_get_current_task_btf),
                 mov(r2, r0),
-                ld_map_fd(r1, place.fd),
+                ld_map_fd(r1, 0),
                 call(uapi.BPF_FUNC_task_storage_delete),
             ]
         return [self._map(0, "none"), self._key(_KEYS[0]), call(uapi.BPF_FUNC_map_delete_elem)]

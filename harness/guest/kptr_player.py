@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from harness.guest.bpf.map import Map, possible_cpus
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError, raw_call
 from harness.guest.kptr_kinds import KINDS_OF_MAPS, PUT_STATIC, STATIC, Kind
-from harness.guest.kptr_mover import NO_ELEMENT, ORDER, VALUE_SIZE, Place, ValueTypes
+from harness.guest.kptr_mover import NO_ELEMENT, ORDER, VALUE_SIZE, Place, Places, Template, ValueTypes
 from harness.guest.kr_modules import KrKptr, missing
 from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
 
@@ -55,15 +56,20 @@ def features() -> dict[str, Any]:
 
 
 def play(
-    calls: list[dict[str, Any]], untried: list[int], expected: list[list[int]], deferred: list[int]
+    calls: list[dict[str, Any]],
+    untried: list[int],
+    expected: list[list[int]],
+    deferred: list[int],
+    templates: list[list[Any]],
 ) -> dict[str, Any]:
     """Carry out the calls but those at the places `untried`. `expected` are the numbers that `Player.look` shall show
-    after each call; at the places `deferred` it may take until after grace periods.
+    after each call; at the places `deferred` it may take until after grace periods. `templates` are of programs, as
+    `template_row` makes them.
 
-    Returns "answers", for each call [errno, what else it returned, numbers or null: as expected]; "left" when all is
-    closed: what still exists, and numbers other than zero; "seconds".
+    Returns "answers", for each call, up to the first after which the numbers are others, [errno, what else it returned,
+    numbers or null: as expected]; "left" when all is closed: what still exists, and numbers other than zero; "seconds".
     """
-    with Player() as player:
+    with Player(templates) as player:
         begin = time.monotonic()
         answers: list[Any] = []
         patient = set(deferred)
@@ -73,19 +79,37 @@ def play(
             if look != wanted and place in patient:
                 look = settled(player.look, wanted.__eq__, SETTLE_SECONDS)
             answers.append([error, result, None if look == wanted else look])
+            if look != wanted:
+                break  # What comes then is no news, and would be waited for.
         seconds = time.monotonic() - begin
         return {"answers": answers, "left": player.clear(), "seconds": seconds}
+
+
+def template_row(places: Places) -> list[Any]:
+    """Places, and the template of a program for them, as plain data."""
+    made = kptr_mover.template(places)
+    return [[astuple(place) for place in places], made.code.hex(), made.maps, made.kfuncs]
+
+
+def _places(first: Sequence[Any], second: Sequence[Any]) -> Places:
+    return Place(*first), Place(*second)
+
+
+def _template(code: str, maps: Any, kfuncs: Any) -> Template:
+    return Template(bytes.fromhex(code), maps, kfuncs)
 
 
 class Player(Staged):
     """The stage, and how each call is made on it: the module, loaded, and nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, templates: Sequence[Sequence[Any]] = ()) -> None:
+        self._templates = {_places(*row[0]): _template(*row[1:]) for row in templates}
         self._fds: dict[str, int] = {}
         self._ids: dict[str, int] = {}
         self._kinds: dict[str, type[Descriptor]] = {}
         self._shapes: dict[str, Kind] = {}
-        self._inner: dict[str, Kind] = {}
+        self._made_as: dict[str, str] = {}
+        self._inner: dict[str, str] = {}
         self._pins: dict[str, Path] = {}
         self._elem, self._batch, self._bind = MapElem(), MapBatch(), ProgBindMap()
         self._run, self._sleeping_run = TestRun(), TestRun()
@@ -159,8 +183,12 @@ class Player(Staged):
         return max(-raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr)), 0)
 
     def _do_create(self, call: dict[str, Any]) -> int:
-        kind = KINDS_OF_MAPS[call["kind"]]
-        return refusal_of(lambda: self._remember(call["map"], self._create(kind, call["inner"]), kind))
+        name, kind = call["map"], KINDS_OF_MAPS[call["kind"]]
+        error = refusal_of(lambda: self._remember(name, self._create(kind, call["inner"]), kind))
+        if error == 0:
+            self._made_as[name] = call["kind"]
+            self._inner[name] = self._made_as.get(call["inner"], "") if kind.outer else ""
+        return error
 
     def _create(self, kind: Kind, inner: str | None = None) -> Map:
         """The map; of maps, if it is of such a kind, that are like `inner`."""
@@ -308,11 +336,14 @@ class Player(Staged):
         self._storage_users.discard(call["prog"])
         if any(place.is_storage for place in places):
             self._storage_users.add(call["prog"])
-        return refusal_of(lambda: self._remember(call["prog"], kptr_mover.load(places, self._types)))
+        fds = self._fd(call["map"]), self._fd(call["other"])
+        made = self._templates.get(places)
+        return refusal_of(
+            lambda: self._remember(call["prog"], kptr_mover.load(places, fds, self._types, made))
+        )
 
     def _place(self, name: str, field: int) -> Place:
-        kind = self._shapes.get(name, KINDS_OF_MAPS["array"])
-        return Place(self._fd(name), kind, field)
+        return Place(self._made_as.get(name, "array"), field, self._inner.get(name, ""))
 
     def _do_bind(self, call: dict[str, Any]) -> int:
         self._bind.prog_fd, self._bind.map_fd = self._fd(call["prog"]), self._fd(call["map"])
@@ -405,7 +436,8 @@ class Player(Staged):
         before = self.look()[-1]
         error = self._do_create({"map": "probe", "kind": name, "inner": "template"})
         users = self.look()[-1] - before
-        error = error or self._do_load(_PROBE)
+        if kind.locked or name == "task_storage":
+            error = error or self._do_load(_PROBE)
         self.clear()
         return None if error else users
 

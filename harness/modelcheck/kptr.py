@@ -47,5 +47,8 @@ class Kptr(Facility):
     def compare(self, calls: Sequence[Call], played: Mapping[str, Any]) -> Divergence | None:
         return compare(calls, self.features, played)
 
+    def operations(self, calls: Sequence[Call], played: Mapping[str, Any]) -> int:  # noqa: ARG002
+        return len(played["answers"])
+
     def scenario(self, calls: Sequence[Call]) -> str:
         return scenario(calls, self.features)
