@@ -117,6 +117,8 @@ class LocalTypes:
     """In a list; has a list of `elem`, a tree of `leaf`, their lock, and a `plain` of its own."""
     large: Local
     """516 bytes of data."""
+    locked: Local
+    """A lock and data."""
     store: Local
     """The value of maps: lists and trees of each, and a pointer to each."""
 
@@ -180,6 +182,7 @@ def local_types() -> LocalTypes:
         ("held", "kptr kr_obj"),
     )
     large = b.struct("kr_large", *((f"data{i}", "u64") for i in range(65)))
+    locked = b.struct("kr_locked", ("key", "u64"), ("lock", "lock"))
     store = b.struct(
         "kr_store",
         ("lock", "lock"),
@@ -196,5 +199,5 @@ def local_types() -> LocalTypes:
         ("percpu", "percpu_kptr kr_plain"),
     )
     return LocalTypes(
-        b.builder.load(), b.u32, b.functions, plain, twin, elem, leaf, shared, basket, large, store
+        b.builder.load(), b.u32, b.functions, plain, twin, elem, leaf, shared, basket, large, locked, store
     )

@@ -8,8 +8,12 @@ from errno import EACCES, EINVAL
 
 import pytest
 
-from harness.guest.bpf.asm import Item, Reg, add, and_, ja, jeq, ldxdw, mov, r0, r6, r7, r8
+from harness.guest.bpf import uapi
+from harness.guest.bpf.asm import Item, Reg, add, and_, asm, exit_, ja, jeq, ldxdw, mov, r0, r6, r7, r8
 from harness.guest.bpf.map import Map
+from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.syscall import refused
+from harness.guest.bpf.tracing import load_tracing
 from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.local_types import Local
 from scenarios.kptr.workshop import (
@@ -288,3 +292,22 @@ def test_written_over_value_drops_its_lists(
 
     assert kr_kptr.count("dtor_calls") - calls == (3 if updates_release else 0)
     assert pop_all(workshop, store) == ([] if updates_release else [1, 2, 3])
+
+
+TRACING_TYPES = [
+    uapi.BPF_PROG_TYPE_KPROBE,
+    uapi.BPF_PROG_TYPE_TRACEPOINT,
+    uapi.BPF_PROG_TYPE_PERF_EVENT,
+    uapi.BPF_PROG_TYPE_RAW_TRACEPOINT,
+    uapi.BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE,
+]
+
+
+def test_tracing_programs_may_not_use_maps_with_roots(workshop: Workshop, store: Map) -> None:
+    """KPTR-GRAPH-013: they may run while the lock is held; fentry programs are not meant by this."""
+    code = asm(workshop.value(store), mov(r0, 0), exit_())
+
+    for prog_type in TRACING_TYPES:
+        with refused(EINVAL, log="tracing progs cannot use bpf_{list_head,rb_root} yet"):
+            Prog.load(code, prog_type).close()
+    load_tracing("kr_obj_new", code, module="kr_kptr").close()

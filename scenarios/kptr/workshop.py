@@ -91,16 +91,20 @@ class Workshop:
         self,
         *items: Item,
         parts: dict[str, Item] | None = None,
-        prog_type: int = uapi.BPF_PROG_TYPE_SCHED_CLS,
-        flags: int = 0,
+        sleepable: bool = False,
         log_level: int = 0,
     ) -> Prog:
         """Load a program that does this and returns 0 ("exit": r0), with those of its `parts` that it calls.
 
-        `less`, which compares what stands before the nodes, is always at hand. Raises BpfError.
+        `less`, which compares what stands before the nodes, is always at hand. It is a sched_cls program, all of which
+        is a section of RCU, or a `sleepable` syscall program. Raises BpfError.
         """
         rest: dict[str, Item] = {"less": LESS, **(parts or {})}
-        body: list[Item] = [label("main"), items, label("out"), mov(r0, 0), label("exit"), exit_()]
+        flat = list(_insns(items))
+        body: list[Item] = [label("main"), items]
+        if any(insn.target == "out" for insn in flat) or not flat or flat[-1].target != "exit":
+            body += [label("out"), mov(r0, 0)]
+        body += [label("exit"), exit_()]
         while called := {insn.target for insn in _insns(body)} & rest.keys():
             for name in sorted(str(each) for each in called):
                 body += [label(name), rest.pop(name)]
@@ -108,11 +112,11 @@ class Workshop:
         names = sorted(self.t.functions.keys() & code.labels.keys(), key=lambda name: code.labels[name])
         return Prog.load(
             code,
-            prog_type,
+            uapi.BPF_PROG_TYPE_SYSCALL if sleepable else uapi.BPF_PROG_TYPE_SCHED_CLS,
             btf=self.t.btf,
             func_info=[(code.labels[name], self.t.functions[name]) for name in names],
             fd_array=[0, self._kr_kptr.object],
-            flags=flags,
+            flags=uapi.BPF_F_SLEEPABLE if sleepable else 0,
             log_level=log_level,
         )
 
@@ -238,9 +242,13 @@ class Workshop:
             self.kfunc(f"bpf_list_pop_{'back' if back else 'front'}"),
         ]
 
+    def list_call(self, name: str, head: str, home: Home | None = None) -> Item:
+        """r0 = what bpf_list_NAME gives; further arguments are in their registers."""
+        return [self._address(head, home), self.kfunc(f"bpf_list_{name}")]
+
     def peek(self, head: str, *, back: bool = False, home: Home | None = None) -> Item:
         """r0 = the node at an end of the list, which stays there, or NULL."""
-        return [self._address(head, home), self.kfunc(f"bpf_list_{'back' if back else 'front'}")]
+        return self.list_call("back" if back else "front", head, home)
 
     def add(
         self,

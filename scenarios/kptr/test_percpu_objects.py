@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: MIT
+"""Objects that have one copy per CPU."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EINVAL
+
+import pytest
+
+from harness.guest.bpf import uapi
+from harness.guest.bpf.asm import (
+    Item,
+    Reg,
+    add,
+    call,
+    ja,
+    jeq,
+    jne,
+    label,
+    ldxdw,
+    mov,
+    r0,
+    r1,
+    r2,
+    r6,
+    r7,
+    r8,
+    stdw,
+    stxdw,
+)
+from harness.guest.bpf.map import Map
+from harness.guest.bpf.syscall import refused
+from scenarios.kptr.local_types import Local
+from scenarios.kptr.workshop import NOT_OWNED, Program, Refusal, Workshop, assert_accepted, assert_refused
+
+pytestmark = [pytest.mark.requires("percpu_kptr")]
+
+
+def new_percpu(w: Workshop, type: Local | None = None) -> Item:
+    """r7 = a new per-CPU object."""
+    return [mov(r1, (type or w.t.plain).id), w.kfunc("bpf_percpu_obj_new"), jeq(r0, 0, "out"), mov(r7, r0)]
+
+
+def drop_percpu(w: Workshop, object: Reg = r7) -> Item:
+    return [mov(r1, object), w.kfunc("bpf_percpu_obj_drop")]
+
+
+def put_percpu(w: Workshop) -> Item:
+    """Put r7 into the value's pointer, and drop what was there."""
+    return [
+        w.exchange(mov(r2, r7), "percpu"),
+        jeq(r0, 0, "none_before"),
+        drop_percpu(w, r0),
+        label("none_before"),
+    ]
+
+
+def stashed(w: Workshop) -> Item:
+    """r7 = the per-CPU object of the value, which stays there, or leave."""
+    return [ldxdw(r7, r6, w.t.store.at["percpu"]), jeq(r7, 0, "out")]
+
+
+def on_cpu(cpu: int | None = None) -> Item:
+    """r0 = the copy of r7 of a CPU (None: this one; there may be no such CPU)."""
+    if cpu is None:
+        return [mov(r1, r7), call(uapi.BPF_FUNC_this_cpu_ptr)]
+    return [mov(r1, r7), mov(r2, cpu), call(uapi.BPF_FUNC_per_cpu_ptr)]
+
+
+ACCEPTED: dict[str, Program] = {
+    "drop": lambda w, m: [new_percpu(w), drop_percpu(w)],
+    "stash": lambda w, m: [w.value(m), new_percpu(w), put_percpu(w)],
+    "write_this_copy": lambda w, m: [w.value(m), stashed(w), on_cpu(), stdw(r0, 8, 1)],
+    "write_a_copy": lambda w, m: [w.value(m), stashed(w), on_cpu(0), jeq(r0, 0, "out"), stdw(r0, 8, 1)],
+}
+
+# KPTR-PCPU-001 to -006
+REFUSED = {
+    "new_of_struct_with_pointers": Refusal(
+        EINVAL, "must be of a struct of scalars", lambda w, m: new_percpu(w, w.t.leaf)
+    ),
+    "new_of_struct_with_lock": Refusal(
+        EINVAL, "must not contain special fields", lambda w, m: new_percpu(w, w.t.locked)
+    ),
+    "new_of_struct_of_520_bytes": Refusal(
+        EINVAL, r"type size \(520\) is greater than 512", lambda w, m: new_percpu(w, w.t.large)
+    ),
+    "leak": Refusal(EINVAL, "Unreleased reference", lambda w, m: new_percpu(w)),
+    "read_without_cpu": Refusal(
+        EACCES, "access percpu memory", lambda w, m: [new_percpu(w), ldxdw(r0, r7), drop_percpu(w)]
+    ),
+    "read_stashed_without_cpu": Refusal(
+        EACCES, "access percpu memory", lambda w, m: [w.value(m), stashed(w), ldxdw(r0, r7)]
+    ),
+    "number_for_this_cpu_ptr": Refusal(
+        EACCES,
+        "R1 type=scalar expected=percpu_ptr_",
+        lambda w, m: [w.value(m), ldxdw(r7, r6, w.t.store.at["data"]), on_cpu()],
+    ),
+    "plain_object_for_this_cpu_ptr": Refusal(
+        EACCES, "R1 type=ptr_ expected=percpu_ptr_", lambda w, m: [w.new(w.t.plain), on_cpu(), w.drop(r7)]
+    ),
+    "copy_of_an_owned_object": Refusal(
+        EACCES,
+        "R1 type=percpu_ptr_ expected=percpu_ptr_, percpu_rcu_ptr_",
+        lambda w, m: [new_percpu(w), on_cpu(0), drop_percpu(w)],
+    ),
+    "drop_as_plain_object": Refusal(
+        EINVAL, "expected for bpf_percpu_obj_drop", lambda w, m: [new_percpu(w), w.drop(r7)]
+    ),
+    "drop_plain_object": Refusal(
+        EINVAL, "expected for bpf_obj_drop", lambda w, m: [w.new(w.t.plain), drop_percpu(w)]
+    ),
+    "drop_stashed": Refusal(None, NOT_OWNED, lambda w, m: [w.value(m), stashed(w), drop_percpu(w)]),
+    "store_to_field": Refusal(
+        EACCES,
+        "store to referenced kptr disallowed",
+        lambda w, m: [w.value(m), stdw(r6, w.t.store.at["percpu"], 0)],
+    ),
+    "put_into_plain_field": Refusal(
+        EACCES,
+        "invalid kptr access, R2 type=percpu_ptr_",
+        lambda w, m: [w.value(m), new_percpu(w), w.exchange(mov(r2, r7), "plain")],
+    ),
+    "put_other_type": Refusal(
+        EACCES,
+        "invalid kptr access, R2",
+        lambda w, m: [w.value(m), new_percpu(w, w.t.twin), w.exchange(mov(r2, r7), "percpu")],
+    ),
+    "put_plain_object": Refusal(
+        EACCES,
+        "invalid kptr access, R2 type=ptr_",
+        lambda w, m: [w.value(m), w.new(w.t.plain), w.exchange(mov(r2, r7), "percpu")],
+    ),
+}
+
+
+def test_program_that_keeps_account_loads(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-001, -002: each is whole, and with one step less or more one of REFUSED."""
+    assert_accepted(workshop, store, ACCEPTED)
+
+
+def test_program_that_mixes_kinds_is_refused(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-001 to -006: what the verifier says stands beside each program of REFUSED."""
+    assert_refused(workshop, store, REFUSED)
+
+
+def test_sleepable_program_needs_an_rcu_section(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-002, KPTR-ACC-002, -003: to get at the copies of a stashed object."""
+    w = workshop
+    begin, end = w.kfunc("bpf_rcu_read_lock"), w.kfunc("bpf_rcu_read_unlock")
+    body: Item = [
+        ldxdw(r7, r6, w.t.store.at["percpu"]),
+        jeq(r7, 0, "none"),
+        on_cpu(),
+        ldxdw(r0, r0, 8),
+        label("none"),
+    ]
+
+    w.load(w.value(store), begin, body, end, sleepable=True).close()
+    with refused(EACCES, log="R1 type=untrusted_.*expected=percpu_ptr_|R1 type=.*untrusted"):
+        w.load(w.value(store), body, sleepable=True).close()
+
+
+@pytest.mark.vm(cpus=2)
+def test_each_cpu_has_its_copy(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-007: zeroed at first; there is none of a CPU that does not exist."""
+    w, data = workshop, workshop.t.plain.at["data"]
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def copies() -> list[int]:
+        return [
+            w.run(
+                w.value(store),
+                stashed(w),
+                on_cpu(cpu),
+                jeq(r0, 0, "out"),
+                ldxdw(r0, r0, data),
+                add(r0, 1000),
+                ja("exit"),
+            )
+            for cpu in (*cpus, 4095)
+        ]
+
+    assert w.run(w.value(store), new_percpu(w), put_percpu(w)) == 0
+    assert copies() == [1000, 1000, 0]
+
+    with w.load(
+        w.value(store), stashed(w), on_cpu(), ldxdw(r1, r0, data), add(r1, 1), stxdw(r0, data, r1)
+    ) as count:
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            count.test_run(bytes(64), repeat=cpu + 3)
+
+    assert copies() == [1003, 1004, 0]
+
+
+def test_dropped_objects_leave_no_trace_in_fresh_ones(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-007, KPTR-LAW-006: 500 objects, each filled and then dropped for the next, which is zeroed."""
+    w, data, counter = workshop, workshop.t.plain.at["data"], workshop.t.store.at["data"]
+    with w.load(
+        w.value(store),
+        new_percpu(w),
+        put_percpu(w),
+        stashed(w),
+        on_cpu(),
+        ldxdw(r8, r0, data),
+        stdw(r0, data, 77),
+        jne(r8, 0, "out"),
+        ldxdw(r1, r6, counter),
+        add(r1, 1),
+        stxdw(r6, counter, r1),
+    ) as turn:
+        turn.test_run(bytes(64), repeat=500)
+
+    value = store.lookup(0)
+    assert value is not None
+    assert int.from_bytes(value[counter:][:8], "little") == 500
+
+
+@pytest.mark.known_issue(
+    "KPTR-PERCPU-NULL", reason="NULL is taken for a valid copy", splat="NULL pointer dereference"
+)
+def test_copy_of_a_cpu_may_be_null(workshop: Workshop, store: Map, panic_on_oops: None) -> None:
+    """KPTR-PCPU-007, *expendable*: a program that does not test for NULL is refused; one that loads is run here."""
+    w = workshop
+    w.run(w.value(store), new_percpu(w), put_percpu(w))
+    with (
+        refused(EACCES, log="or_null"),
+        w.load(w.value(store), stashed(w), on_cpu(4095), ldxdw(r0, r0, 8)) as prog,
+    ):
+        prog.test_run(bytes(64))
