@@ -76,8 +76,8 @@ def binding(request: pytest.FixtureRequest) -> tuple[str, Bind, tuple[int, ...]]
 
 
 def test_nothing_binds_until_init_has_returned(binding: tuple[str, Bind, tuple[int, ...]]) -> None:
-    """MODLIFE-EDGE-001, MODLIFE-RACE-003, MODLIFE-RM-004, -011, STOPS-PROG-006: refused, then accepted, by the same BTF
-    id; and a removal says EBUSY.
+    """MODLIFE-EDGE-001, MODLIFE-RACE-003, MODLIFE-RM-004, -011, STOPS-PROG-006, KPTR-MAP-007, -032: refused, then
+    accepted, by the same BTF id; and a removal says EBUSY.
     """
     name, bind, refusals = binding
     with in_its_init(name) as load:
