@@ -372,7 +372,9 @@ def test_static_function_may_be_called_under_lock(workshop: Workshop, store: Map
     w.load(w.value(store), w.lock(), mov(r1, r6), call_label("part"), parts={"part": unlocking}).close()
 
 
-@pytest.mark.known_issue("KPTR-CALLBACK-VALUES", reason="two values of one map pass for the same")
+@pytest.mark.known_issue(
+    "KPTR-CALLBACK-VALUES", reason="two values of one map pass for the same", spared=("7.3-rc7",)
+)
 def test_values_in_callbacks_are_told_apart(workshop: Workshop, store: Map) -> None:
     """KPTR-GRAPH-002: a callback that locks its value may not unlock that of the callback around it."""
     each: Item = [
