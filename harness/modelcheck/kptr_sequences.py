@@ -57,15 +57,15 @@ from harness.oracle.kptr_calls import (
 T = TypeVar("T")
 
 PLAINEST, FEWEST_CALLS, MOST_CALLS = 20, 300, 500
-FEWEST_MAPS, MOST_MAPS, MOST_PROGS = 4, 8, 5
+FEWEST_MAPS, MOST_MAPS, MOST_PROGS = 6, 9, 6
 UNKNOWN_FLAG = 1 << 20
 CLOSED = "closed"
 FIRST_NEW = 100
 
 # What sequences are about: what becomes of elements, and who holds maps and programs.
 _ELEMENTS = (
-    *("run",) * 60,
-    *("update",) * 32,
+    *("run",) * 72,
+    *("update",) * 24,
     *("delete",) * 8,
     *("take",) * 6,
     *("lookup",) * 3,
@@ -98,8 +98,8 @@ _NEEDS_MAPS = (
 )
 
 _VERBS = (
-    *(PUT_STATIC,) * 6,
-    *(PUT_NEW,) * 4,
+    *(PUT_STATIC,) * 12,
+    *(PUT_NEW,) * 6,
     *(TAKE, PEEK, COUNT),
     *(MOVE, SWAP, SHARE) * 3,
     *(WRITE,) * 4,
@@ -216,6 +216,9 @@ class _Drawer:
         kind = self.pick(new if new and not self.sometimes() else kinds)
         if inners and self.draw(_EIGHT) > outers:
             kind = self.pick(("array_of_maps", "hash_of_maps"))
+        wanted = [self.world.maps[name].inner for name in self._open_maps(outer=True)]
+        if wanted and self.draw(_EIGHT) > 3:
+            kind = self.pick(wanted) or kind
         if not KINDS_OF_MAPS[kind].outer:
             return Create(f"m{self.maps}", kind)
         return Create(f"m{self.maps}", kind, self.pick(inners or [CLOSED]))
@@ -226,7 +229,8 @@ class _Drawer:
         return Update(name, self._key(table), self._mark(), self._flags(table))
 
     def _delete(self) -> Call:
-        name = self._map(outer=None)
+        outers = self._open_maps(outer=True)
+        name = self.pick(outers) if outers and self.draw(_EIGHT) > 4 else self._map(outer=None)
         table = self.world.maps.get(name)
         if table and table.kind.outer:
             return Delete(name, self.pick(tuple(table.held) or (0, 1, 2)))
@@ -322,7 +326,8 @@ class _Drawer:
         elif verb == WRITE:
             mark, flags = self._mark(), self._flags(table)
         key = self._key(table, prog.fields[0] if verb in _TAKING else None)
-        return Run(name, verb, key, self._key(other), via, other_via, object, mark, flags)
+        full = self._key(other, prog.fields[1] if verb in (MOVE, SHARE) else None)
+        return Run(name, verb, key, full, via, other_via, object, mark, flags)
 
     def _reach(self, name: str) -> tuple[int, Table | None]:
         """A key in a map of maps, and the map that has the elements."""
