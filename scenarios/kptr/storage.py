@@ -171,17 +171,19 @@ class Storage:
         self.map.close()
         self.notes.close()
 
-    def value(self, *, create: bool = False) -> Item:
-        """r9 = the owner's value; without one, the program ends."""
+    def get(self, *, create: bool = False) -> Item:
+        """r0 = the owner's value, or NULL."""
         return [
             ld_map_fd(r1, self.map),
             mov(r2, r8),
             mov(r3, 0),
             mov(r4, uapi.BPF_LOCAL_STORAGE_GET_F_CREATE if create else 0),
             call(self.kind.get),
-            jeq(r0, 0, "out"),
-            mov(r9, r0),
         ]
+
+    def value(self, *, create: bool = False) -> Item:
+        """r9 = the owner's value; without one, the program ends."""
+        return [self.get(create=create), jeq(r0, 0, "out"), mov(r9, r0)]
 
     def find(self, id: int) -> Item:
         """r7 = a new reference to the static object."""
@@ -203,13 +205,17 @@ class Storage:
         """Delete the owner's value."""
         return [ld_map_fd(r1, self.map), mov(r2, r8), call(self.kind.delete)]
 
-    def load(self, *items: Item) -> Prog:
-        """Load a program that does this for the owner that is looked at, in r8. Raises BpfError."""
+    def load(self, *items: Item, at: Kind | None = None, owner: Item | None = None, flags: int = 0) -> Prog:
+        """Load a program that does this for the owner that is looked at, in r8. Raises BpfError.
+
+        `at` is the kind whose look runs it, this storage's if left out; `owner` sets r8 in another way.
+        """
+        look = at or self.kind
         code = asm(
             mov(r6, r1),
-            ldxw(r7, r6, 8 * self.kind.argument),
+            ldxw(r7, r6, 8 * look.argument),
             jne(r7, UNKNOWN, "out"),
-            self.kind.owner(),
+            look.owner() if owner is None else owner,
             *items,
             label("out"),
             mov(r0, 0),
@@ -219,8 +225,9 @@ class Storage:
             code,
             uapi.BPF_PROG_TYPE_LSM,
             expected_attach_type=uapi.BPF_LSM_MAC,
-            attach_btf_id=btf.vmlinux().func(f"bpf_lsm_{self.kind.hook}"),
+            attach_btf_id=btf.vmlinux().func(f"bpf_lsm_{look.hook}"),
             fd_array=[0, self.kfuncs.btf.object],
+            flags=flags,
         )
 
     def run(self, owner: int, *items: Item) -> None:
