@@ -45,9 +45,9 @@ class Local:
 class LocalBtf:
     """Collects structures. A member is its name and what it is:
 
-    "u64"; "lock", "head TYPE.MEMBER", "list_node", "root TYPE.MEMBER", "tree_node", "refcount"; "kptr TYPE" and
-    "percpu_kptr TYPE", where TYPE may be a structure of the kernel or of a module. Structures come before those that
-    name them.
+    "u64"; "lock", "head TYPE.MEMBER", "list_node", "root TYPE.MEMBER", "tree_node", "refcount"; "heads" and "roots" for
+    arrays of two; "struct TYPE"; "kptr TYPE" and "percpu_kptr TYPE", where TYPE may be a structure of the kernel or of
+    a module. Structures come before those that name them.
     """
 
     def __init__(self) -> None:
@@ -55,6 +55,7 @@ class LocalBtf:
         self.u32, self.u64 = b.integer("u32", 4), b.integer("u64", 8)
         self._special = {word: (b.struct(name, size), size) for word, (name, size) in _SPECIAL.items()}
         self._structs: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
         number, pointer = b.integer("int", 4, encoding=BTF_INT_SIGNED), b.ptr(0)
         protos = {
             "entry": b.func_proto(number, [("ctx", b.ptr(b.struct("__sk_buff", 0)))]),
@@ -83,14 +84,19 @@ class LocalBtf:
         id = self.builder.struct(name, size, fields)
         for index, (_, what) in enumerate(members):
             word, _, target = what.partition(" ")
-            if word in ("head", "root") and target:
+            if word.startswith(("head", "root")):
                 self.builder.decl_tag(f"contains:{target.replace('.', ':')}", id, index)
-        self._structs[name] = id
+        self._structs[name], self._sizes[name] = id, size
         return Local(name, id, size, at)
 
     def _kind(self, word: str, target: str) -> tuple[int, int]:
         if word == "u64":
             return self.u64, 8
+        if word in ("heads", "roots"):
+            id, size = self._special[word.removesuffix("s")]
+            return self.builder.array(id, 2, self.u32), 2 * size
+        if word == "struct":
+            return self._structs[target], self._sizes[target]
         if word in self._special:
             return self._special[word]
         return self.builder.ptr(self.builder.type_tag(word, self._structs[target])), 8

@@ -7,7 +7,24 @@ from errno import EACCES, EINVAL
 
 import pytest
 
-from harness.guest.bpf.asm import Item, add, ja, jeq, jne, label, ldxdw, lsh, mov, or_, r0, r2, r3, r7, r8
+from harness.guest.bpf.asm import (
+    Item,
+    add,
+    and_,
+    ja,
+    jeq,
+    jne,
+    label,
+    ldxdw,
+    lsh,
+    mov,
+    or_,
+    r0,
+    r2,
+    r3,
+    r7,
+    r8,
+)
 from harness.guest.bpf.map import Map
 from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.workshop import NOT_OWNED, Refusal, Workshop, assert_refused
@@ -201,7 +218,10 @@ def test_element_is_taken_out_by_its_name(workshop: Workshop, store: Map, kr_kpt
 
 @pytest.mark.requires("kfunc:bpf_list_empty", "kfunc:bpf_list_is_first", "kfunc:bpf_list_is_last")
 def test_list_answers_questions(workshop: Workshop, filled: Map) -> None:
-    """KPTR-GRAPH-010: is it empty, is this its first, its last."""
+    """KPTR-GRAPH-010: is it empty, is this its first, its last.
+
+    A bool is one byte, and the rest of the register is what it was.
+    """
     w = workshop
 
     def answers(key: int, *, back: bool = False) -> int:
@@ -209,16 +229,19 @@ def test_list_answers_questions(workshop: Workshop, filled: Map) -> None:
             w.value(filled, key),
             w.lock(),
             w.list_call("empty", "elems"),
+            and_(r0, 0xFF),
             mov(r8, r0),
             w.peek("elems", back=back),
             jeq(r0, 0, "empty"),
             mov(r7, r0),
             mov(r2, r7),
             w.list_call("is_first", "elems"),
+            and_(r0, 0xFF),
             lsh(r0, 1),
             or_(r8, r0),
             mov(r2, r7),
             w.list_call("is_last", "elems"),
+            and_(r0, 0xFF),
             lsh(r0, 2),
             or_(r8, r0),
             label("empty"),

@@ -3,229 +3,18 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EINVAL
+from errno import EINVAL
 
 import pytest
 
-from harness.guest.bpf.asm import (
-    Item,
-    Reg,
-    add,
-    ja,
-    jeq,
-    jne,
-    label,
-    ldxdw,
-    mov,
-    r0,
-    r1,
-    r2,
-    r6,
-    r7,
-    r8,
-    r9,
-    r10,
-    stxdw,
-)
+from harness.guest.bpf.asm import Item, add, ja, jeq, ldxdw, mov, r0, r1, r2, r6, r7, r8, r9, r10, stxdw
 from harness.guest.bpf.map import Map
-from harness.guest.bpf.syscall import refused
 from harness.guest.kr_modules import KrKptr
 from harness.guest.waiting import wait_until
-from scenarios.kptr.workshop import Home, Program, Refusal, Workshop, assert_accepted, assert_refused
+from scenarios.kptr.shared_objects import add_to_tree, another, drop_and_tell, pop, push, remove
+from scenarios.kptr.workshop import Home, Workshop
 
 pytestmark = [pytest.mark.requires("refcounted_kptr")]
-
-
-def shared_at(w: Workshop, member: str) -> int:
-    return w.t.shared.at[member]
-
-
-def push(w: Workshop, object: Reg, home: Home | None = None) -> Item:
-    """Push a shared object on the list of a store under its lock; r9 = the result."""
-    return [
-        w.lock(home),
-        w.push(object, "list", w.t.shared.at["node"], home=home),
-        mov(r9, r0),
-        w.unlock(home),
-    ]
-
-
-def add_to_tree(w: Workshop, object: Reg, home: Home | None = None) -> Item:
-    """Add a shared object to the tree of a store under its lock; r9 = the result."""
-    return [
-        w.lock(home),
-        w.add(object, "tree", w.t.shared.at["tree"], home=home),
-        mov(r9, r0),
-        w.unlock(home),
-    ]
-
-
-def pop(w: Workshop) -> Item:
-    """r7 = a shared object from the list, or leave."""
-    return [
-        w.lock(),
-        w.pop("list"),
-        mov(r7, r0),
-        w.unlock(),
-        jeq(r7, 0, "out"),
-        add(r7, -w.t.shared.at["node"]),
-    ]
-
-
-def remove(w: Workshop) -> Item:
-    """r7 = the first object of the tree, out of it, or leave."""
-    return [
-        w.lock(),
-        w.on_tree("first", "tree"),
-        jne(r0, 0, "there_is_one"),
-        w.unlock(),
-        ja("out"),
-        label("there_is_one"),
-        w.on_tree("remove", "tree", mov(r2, r0)),
-        mov(r7, r0),
-        w.unlock(),
-        jeq(r7, 0, "out"),
-        add(r7, -w.t.shared.at["tree"]),
-    ]
-
-
-def another(w: Workshop, object: Reg = r7, into: Reg = r8) -> Item:
-    """One more reference to an object that the program owns."""
-    return [w.acquire(object), mov(into, r0)]
-
-
-def drop_and_tell(w: Workshop) -> Item:
-    """Drop r7, return its key."""
-    return [ldxdw(r8, r7, w.t.shared.at["key"]), w.drop(r7), mov(r0, r8), ja("exit")]
-
-
-ACCEPTED: dict[str, Program] = {
-    "of_owned_object_needs_no_null_check": lambda w, m: [
-        w.new(w.t.shared),
-        another(w),
-        ldxdw(r0, r8, w.t.shared.at["key"]),
-        w.drop(r7),
-        w.drop(r8),
-    ],
-    "under_lock_and_used_after_it": lambda w, m: [
-        w.value(m),
-        w.new(w.t.shared),
-        w.lock(),
-        w.add(r7, "tree", w.t.shared.at["tree"]),
-        another(w),
-        w.unlock(),
-        jeq(r8, 0, "out"),
-        ldxdw(r0, r8, w.t.shared.at["key"]),
-        w.drop(r8),
-    ],
-    "of_owned_object_before_it_goes_into_a_tree": lambda w, m: [
-        w.value(m),
-        w.new(w.t.shared),
-        another(w),
-        add_to_tree(w, r7),
-        ldxdw(r0, r8, w.t.shared.at["key"]),
-        w.drop(r8),
-    ],
-    "of_stashed_object": lambda w, m: [
-        w.value(m),
-        ldxdw(r7, r6, w.t.store.at["shared"]),
-        jeq(r7, 0, "out"),
-        another(w),
-        jeq(r8, 0, "out"),
-        w.drop(r8),
-    ],
-}
-
-# KPTR-OBJ-008, -012, -013
-REFUSED = {
-    "leak": Refusal(EINVAL, "Unreleased reference", lambda w, m: [w.new(w.t.shared), another(w), w.drop(r7)]),
-    "leak_of_one_from_tree": Refusal(
-        EINVAL,
-        "Unreleased reference",
-        lambda w, m: [
-            w.value(m),
-            w.new(w.t.shared),
-            w.lock(),
-            w.add(r7, "tree", w.t.shared.at["tree"]),
-            another(w),
-            w.unlock(),
-        ],
-    ),
-    "of_maybe_null": Refusal(
-        None,
-        "Possibly NULL|neither owning",
-        lambda w, m: [mov(r1, w.t.shared.id), w.kfunc("bpf_obj_new"), w.acquire(r0)],
-    ),
-    "result_of_stashed_without_null_check": Refusal(
-        EACCES,
-        "invalid mem access 'ptr_or_null_'",
-        lambda w, m: [
-            w.value(m),
-            ldxdw(r7, r6, w.t.store.at["shared"]),
-            jeq(r7, 0, "out"),
-            another(w),
-            ldxdw(r0, r8),
-        ],
-    ),
-    "of_type_without_count": Refusal(
-        EINVAL,
-        "doesn't point to a type with bpf_refcount field",
-        lambda w, m: [w.new(w.t.elem), w.acquire(r7)],
-    ),
-    "of_map_value": Refusal(
-        EINVAL, "neither owning or non-owning ref", lambda w, m: [w.value(m), w.acquire(r6)]
-    ),
-    "of_kernel_object": Refusal(
-        EINVAL,
-        "neither owning or non-owning ref",
-        lambda w, m: [mov(r1, 1), w.ours("kr_obj_new"), w.if_null([]), w.acquire(r0)],
-    ),
-    "of_listed_object_after_unlock": Refusal(
-        EINVAL,
-        "neither owning or non-owning ref",
-        lambda w, m: [w.value(m), w.new(w.t.shared), push(w, r7), w.acquire(r7)],
-    ),
-}
-
-
-def test_program_that_keeps_account_loads(workshop: Workshop, store: Map) -> None:
-    """KPTR-OBJ-012, KPTR-FIX-005, -006: references to owned, listed and stashed objects."""
-    assert_accepted(workshop, store, ACCEPTED)
-
-
-def test_program_that_loses_or_forges_a_reference_is_refused(workshop: Workshop, store: Map) -> None:
-    """KPTR-OBJ-008, -012, -013: what the verifier says stands beside each program of REFUSED."""
-    assert_refused(workshop, store, REFUSED)
-
-
-@pytest.mark.parametrize("explicit", [False, True], ids=["lock_only", "rcu_section"])
-def test_sleepable_program_takes_references_under_the_lock(
-    workshop: Workshop, store: Map, explicit: bool
-) -> None:
-    """KPTR-FIX-006, KPTR-OBJ-012: the lock implies a section of RCU, and such a section may not end under the lock."""
-    w = workshop
-    begin: Item = w.kfunc("bpf_rcu_read_lock") if explicit else []
-    end: Item = w.kfunc("bpf_rcu_read_unlock") if explicit else []
-
-    def program(before_unlock: Item, after_unlock: Item) -> Item:
-        return [
-            w.value(store),
-            w.new(w.t.shared),
-            begin,
-            w.lock(),
-            w.add(r7, "tree", w.t.shared.at["tree"]),
-            another(w),
-            before_unlock,
-            w.unlock(),
-            after_unlock,
-            jeq(r8, 0, "out"),
-            w.drop(r8),
-        ]
-
-    w.load(program([], end), sleepable=True).close()
-    if explicit:
-        with refused(EINVAL, log="function calls are not allowed while holding a lock"):
-            w.load(program(end, []), sleepable=True).close()
 
 
 @pytest.mark.parametrize("from_tree", [True, False], ids=["from_tree", "stays_in_tree"])
@@ -381,3 +170,18 @@ def test_node_that_outlives_its_root_can_be_used_again(
         assert result == 0
         assert w.run(w.value(store), take(w), drop_and_tell(w)) == 7
         assert kr_kptr.count("live") == 0
+
+
+def test_object_that_is_going_away_gives_no_reference(
+    workshop: Workshop, store: Map, kr_kptr: KrKptr
+) -> None:
+    """KPTR-OBJ-012: NULL for one that the program still sees, but whose last reference is dropped."""
+    w = workshop
+    w.run(w.value(store), w.counted(w.t.shared, 7), w.stash(r7, "shared"))
+    acquire: Item = [mov(r1, r9), w.kfunc("bpf_refcount_acquire"), mov(r7, r0)]
+    look: Item = [w.value(store), ldxdw(r9, r6, w.t.store.at["shared"]), jeq(r9, 0, "out")]
+    tell: Item = [mov(r0, 1), jeq(r7, 0, "exit"), w.drop(r7), mov(r0, 2), ja("exit")]
+
+    assert w.run(look, acquire, tell) == 2
+    assert w.run(look, w.unstash("shared"), w.drop(r7), acquire, tell) == 1
+    assert kr_kptr.counters()["live"] == 0
