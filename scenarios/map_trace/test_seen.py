@@ -69,7 +69,7 @@ TYPES = {
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_each_change_is_seen_once_behind_its_function(new_map: NewMap, trace: Trace, kind: str) -> None:
-    """MTRACE-HOOK-001 to -006, -020, -023: with key, value and result, and who made it on which CPU."""
+    """MTRACE-HOOK-001 to -006, -020, -023, MTRACE-SEED-003: with key, value and result, and who made it where."""
     type = TYPES[kind]
     map = new_map(type.map_type)
     tracer = trace(map)
