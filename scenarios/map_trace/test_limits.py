@@ -12,9 +12,8 @@ import pytest
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0, r10, stdw
 from harness.guest.bpf.map import Map
-from harness.guest.bpf.map_trace_hooks import CHANGES, HOOKS
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError, refused
+from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.tracing import attach_tracing, load_tracing
 from scenarios.map_trace.conftest import Trace, changes
 
@@ -66,30 +65,6 @@ def test_a_program_attaches_once(new_map: NewMap, trace: Trace) -> None:
     with attach_tracing(tracer.progs[function]):
         map[1] = 3
     assert tracer.seen == 2
-
-
-def test_no_maps_function_lets_its_result_be_changed() -> None:
-    """MTRACE-HOOK-025, MTRACE-RFC-012, upstream prog_tests/modify_return.c: they are not on the allow list."""
-    functions = sorted(
-        {
-            hook.function
-            for hooks in HOOKS.values()
-            for hook in hooks
-            if hook.operation in CHANGES and not hook.optional
-        }
-    )
-    accepted = []
-    for function in functions:
-        try:
-            load_tracing(function, NOTHING, attach_type=uapi.BPF_MODIFY_RETURN).close()
-        except LookupError:
-            continue  # not of this kernel
-        except BpfError as error:
-            assert (error.errno, "is not modifiable" in error.log) == (errno.EINVAL, True), error
-        else:
-            accepted.append(function)
-    assert accepted == []
-    load_tracing("bpf_modify_return_test", NOTHING, attach_type=uapi.BPF_MODIFY_RETURN).close()
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ class Meddler:
 
     @property
     def noted(self) -> tuple[int, int]:
-        """How often it acted, and what its helper said last."""
+        """How often it acted, and what its helper said last (an int up to 6.2)."""
         found = self._notes[0]
         assert isinstance(found, tuple)
-        return found
+        return found[0], ctypes.c_int32(found[1] & 0xFFFFFFFF).value
 
 
 Meddle = Callable[..., Meddler]
@@ -172,7 +172,11 @@ def test_a_tracers_write_into_a_full_map_fails_and_can_be_counted(new_map: NewMa
 def test_a_change_within_the_locked_bucket_is_refused(new_map: NewMap, meddle: Meddle) -> None:
     """MTRACE-REC-007, upstream prog_tests/htab_update.c reenter_update: an errno instead of a deadlock."""
     traced = new_map(max_entries=1)  # one element, so one bucket
-    meddler = meddle("alloc_htab_elem", traced, update(traced, 2, 22), uapi.BPF_TRACE_FENTRY)
+    try:
+        meddler = meddle("alloc_htab_elem", traced, update(traced, 2, 22), uapi.BPF_TRACE_FENTRY)
+    except BpfError as error:
+        assert error.errno == ENOTSUPP, error
+        pytest.skip("this kernel traces no function with arguments on the stack")
     traced[1] = 1
     runs, result = meddler.noted
     assert runs == 1
