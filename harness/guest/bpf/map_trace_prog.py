@@ -17,7 +17,7 @@ from harness.guest.bpf.asm import (
     call,
     exit_,
     ja,
-    jlt,
+    jge,
     jne,
     jne32,
     label,
@@ -54,9 +54,9 @@ SEEN, LOST = 0, 8
 FUNCTION_KINDS = (uapi.BPF_TRACE_FENTRY, uapi.BPF_TRACE_FEXIT)
 """Attach types of programs that stand before or behind a function; any other is the proposal's."""
 
-# Innermost frames of the kernel's stack: the program, the trampoline, the function, its caller, and what the unwinder
-# puts before them.
-_FRAMES = 8
+# The kernel's stack, from within: the program, the trampoline, the function if it called the trampoline, its caller.
+# Newer kernels jump to one with fexit programs (7.3: kernel/bpf/trampoline.c:bpf_trampoline_use_jmp).
+_FRAMES = 4
 _STACK = -16 - 8 * _FRAMES
 # A return address in the call of the trampoline, at the function's beginning, is so near to the function's address.
 _PROLOGUE = 64
@@ -188,10 +188,10 @@ class _Arguments:
         )
 
     def caller(self) -> Item:
-        """r8 = the address behind the innermost one that is in the function's beginning, or 0."""
-        frames = [_STACK + 8 * number for number in range(_FRAMES)]
+        """r8 = the address that the function returns to, 0 if the unwinder did not find it."""
+        third, fourth = _STACK + 16, _STACK + 24
         return (
-            [stdw(r10, at, 0) for at in frames],
+            [stdw(r10, _STACK + 8 * number, 0) for number in range(_FRAMES)],
             mov(r1, r6),
             call(uapi.BPF_FUNC_get_func_ip),
             mov(r7, r0),
@@ -201,11 +201,11 @@ class _Arguments:
             mov(r3, 8 * _FRAMES),
             mov(r4, 0),
             call(uapi.BPF_FUNC_get_stack),
-            [
-                (ldxdw(r8, r10, at + 8), ldxdw(r1, r10, at), sub(r1, r7), jlt(r1, _PROLOGUE, "found"))
-                for at in frames[:-1]
-            ],
-            mov(r8, 0),
+            ldxdw(r8, r10, third),
+            mov(r1, r8),
+            sub(r1, r7),
+            jge(r1, _PROLOGUE, "found"),
+            ldxdw(r8, r10, fourth),
             label("found"),
         )
 
