@@ -68,7 +68,7 @@ def test_unload_does_not_wait_for_what_holds_nothing(
 
 
 def test_types_that_own_objects_hold_the_module_even_without_a_map(kr_kptr: KrKptr) -> None:
-    """MODLIFE-REF-015, KPTR-MAP-032: since 6.12; before, they hold it no more than a descriptor of the module's BTF does."""
+    """MODLIFE-REF-015, KPTR-MAP-032: since 6.12; before, they hold it no more than a descriptor of the module's BTF."""
     with owning_types("kr_obj").btf:
         hold = users("kr_kptr") > 0
         if hold:
