@@ -205,7 +205,12 @@ class Tracer:
     def _link(self, map: Map, hook: Hook) -> Link:
         prog = self.progs[hook.function]
         if self._kind in FUNCTION_KINDS:
-            return Link.tracing(prog, self._kind)
+            try:
+                return Link.tracing(prog, self._kind)
+            except BpfError as error:
+                if error.errno != errno.EBUSY or tracing.attachable(hook.function):
+                    raise
+                raise LookupError(f"{hook.function} cannot be traced: it has no place for ftrace") from None
         return attach_to_map(prog, map, hook.operation, self._kind)
 
     def _event(self, raw: bytes) -> Event:

@@ -35,6 +35,20 @@ def traceable(name: str, module: str | None = None) -> bool:
     return True
 
 
+def attachable(name: str) -> bool:
+    """Whether an fentry program for the function of the kernel can be put before it, too.
+
+    The verifier takes programs for files that are built without ftrace's places (CFLAGS_REMOVE in kernel/bpf/Makefile),
+    but kernel/bpf/trampoline.c:register_fentry finds none there: EBUSY.
+    """
+    try:
+        with load_tracing(name, asm(mov(r0, 0), exit_()), attach_type=uapi.BPF_TRACE_FENTRY) as prog:
+            Link.tracing(prog, uapi.BPF_TRACE_FENTRY).close()
+    except (LookupError, BpfError):
+        return False
+    return True
+
+
 def argument_offset(name: str, argument: str, module: str | None = None) -> int:
     """Where an argument stands in the context of an fentry or fexit program, in bytes. Raises LookupError.
 
