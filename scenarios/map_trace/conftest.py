@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol, Self
 
 import pytest
@@ -20,6 +22,7 @@ from harness.guest.bpf.map_trace_hooks import CHANGES, Operation
 from harness.guest.bpf.object import Object
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
+from harness.guest.waiting import wait_until
 from scenarios.map_trace.clock import Changes
 
 HERE = Path(__file__).parent
@@ -100,18 +103,29 @@ def programs() -> Iterator[Changes]:
 
 
 class Migration:
-    """The programs and maps of migration.bpf.c; `mirroring` and `copying` attach them."""
+    """The programs and maps of migration.bpf.c; `mirroring` and `copying` attach them.
 
-    def __init__(self, stack: ExitStack, *, destination: Map | None) -> None:
+    Other maps may be given that have the same sizes; the functions behind the old one's changes begin with `family`.
+    """
+
+    def __init__(
+        self, stack: ExitStack, *, source: Map | None, destination: Map | None, family: str = "htab"
+    ) -> None:
         self._object = stack.enter_context(Object.open(HERE / "migration.bpf.o"))
-        if destination is not None:
-            self._object.tune_map("new_state", reuse=destination)
+        for name, map in (("old_state", source), ("new_state", destination)):
+            if map is not None:
+                self._object.tune_map(name, reuse=map)
+        for what in ("update", "delete"):
+            self._object.tune_prog(f"mirror_{what}", attach_target=f"{family}_map_{what}_elem")
         self._object.load()
-        self.old = stack.enter_context(self._object.map("old_state"))
-        self.new = stack.enter_context(self._object.map("new_state"))
-        self.mirror_update, self.mirror_delete, self._copy = (
+        # libbpf calls a map that it was given by that one's own name.
+        self.old, self.new = (
+            stack.enter_context(self._object.map(name) if map is None else map.dup())
+            for name, map in (("old_state", source), ("new_state", destination))
+        )
+        self.mirror_update, self.mirror_delete, self.copier, self.sweeper, self._interrupt = (
             stack.enter_context(self._object.prog(name))
-            for name in ("mirror_update", "mirror_delete", "copy")
+            for name in ("mirror_update", "mirror_delete", "copy", "sweep", "interrupt")
         )
         self.old.key_format = self.new.key_format = "=II"
         self["old_id"] = self.old.id
@@ -125,18 +139,58 @@ class Migration:
     def __setitem__(self, variable: str, value: int) -> None:
         self._object.set_number(variable, value)
 
+    def attach(self, prog: Prog) -> Link:
+        """Attach one of the tracers."""
+        return self._stack.enter_context(Link.tracing(prog, uapi.BPF_TRACE_FEXIT))
+
     def mirroring(self) -> Self:
         """Attach the tracer of deletes, then that of updates: from now on each change of the old map is mirrored."""
         for prog in (self.mirror_delete, self.mirror_update):
-            self._stack.enter_context(Link.tracing(prog, uapi.BPF_TRACE_FEXIT))
+            self.attach(prog)
         return self
 
     def copy(self) -> int:
         """Walk the old map once; returns how many elements this pass has added to the new one."""
         before = self["copied"]
-        with Link.iterator(self._copy, map=self.old) as walk:
+        with Link.iterator(self.copier, map=self.old) as walk:
             assert walk.read_iterator() == b""
         return self["copied"] - before
+
+    def repair(self) -> None:
+        """Walk both maps, and put right what differs."""
+        self["repairing"] = 1
+        self.copy()
+        with Link.iterator(self.sweeper, map=self.new) as walk:
+            assert walk.read_iterator() == b""
+        self["repairing"] = 0
+
+    def interrupt(self) -> None:
+        """Let a timer change an element of pid 7 in the old map as soon as a program pauses on this CPU."""
+        assert self._interrupt.test_run(bytes(14)).retval == 0
+
+    def interleave(self, act: Callable[[], object], *pauses: tuple[int, Callable[[], object]]) -> None:
+        """Do something on CPU 1, where programs pause at the keys of pid 42; do other things on CPU 0 in each pause.
+
+        The places are those of migration.bpf.c, in the order in which the programs come to them.
+        """
+        self["pause_pid"], self["pause_where"] = 42, sum(place for place, _ in pauses)
+
+        def run() -> None:
+            os.sched_setaffinity(0, {1})
+            act()
+
+        os.sched_setaffinity(0, {0})
+        thread = Thread(target=run)
+        thread.start()
+        try:
+            for number, (_, meanwhile) in enumerate(pauses, 1):
+                wait_until(lambda n=number: self["paused"] >= n, timeout=2, what=f"pause {number}")  # type: ignore[misc]
+                meanwhile()
+                self["let_go"] = number
+        finally:
+            self["let_go"] = len(pauses)
+            thread.join()
+        assert not self["gave_up"], "a program went on before it was let go"
 
     def expected(self) -> dict[object, object]:
         """The old map's content, transformed."""
@@ -150,7 +204,9 @@ def misses(prog: Prog) -> int:
 
 @pytest.fixture
 def migration() -> Iterator[Callable[..., Migration]]:
-    """A factory of migrations, optionally into a given map of the same key and value size."""
+    """A factory of migrations, optionally into a given map or out of one."""
     require("fentry:htab_map_update_elem", "fentry:htab_map_delete_elem")
     with ExitStack() as stack:
-        yield lambda destination=None: Migration(stack, destination=destination)
+        yield lambda destination=None, source=None, family="htab": Migration(
+            stack, source=source, destination=destination, family=family
+        )

@@ -6,7 +6,13 @@ struct bpf_map {
 	__u32 id;
 } __attribute__((preserve_access_index));
 
+struct bpf_iter_meta {
+	struct seq_file *seq;
+	__u64 seq_num;
+} __attribute__((preserve_access_index));
+
 struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
 	struct bpf_map *map;
 	void *key;
 	void *value;

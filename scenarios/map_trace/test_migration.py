@@ -10,7 +10,6 @@ from threading import Event, Thread
 
 import pytest
 
-from harness.guest.bpf.uapi import BPF_ANY, BPF_NOEXIST
 from harness.guest.waiting import wait_until
 from scenarios.map_trace.conftest import Migration, misses
 
@@ -28,51 +27,6 @@ def test_the_iterator_copies_each_element_once_and_says_when_it_is_through(migra
     assert dict(moving.new.items()) == moving.expected()
     assert dict(moving.old.items()) == before
     assert moving.copy() == 0
-
-
-def paused_copy(moving: Migration, pid: int, meanwhile: Callable[[], None]) -> None:
-    """Copy the old map; do something when the iterator has read the element of `pid` and not yet written it."""
-    moving["pause_pid"] = pid
-    copier = Thread(target=moving.copy)
-    copier.start()
-    try:
-        wait_until(lambda: moving["paused"], timeout=2, what=f"the iterator to reach pid {pid}")
-        meanwhile()
-    finally:
-        moving["let_go"] = 1
-        copier.join()
-    assert not moving["gave_up"], "the iterator went on before it was let go"
-
-
-@pytest.mark.vm(cpus=2)
-@pytest.mark.parametrize(
-    ("flags", "kept"), [pytest.param(BPF_NOEXIST, 2, id="NOEXIST"), pytest.param(BPF_ANY, 1, id="ANY")]
-)
-def test_an_update_during_the_copy_survives_only_a_careful_copy(
-    migration: MakeMigration, flags: int, kept: int
-) -> None:
-    """MTRACE-RACE-001: the RFC's own example copies with BPF_ANY, and loses the update."""
-    moving = migration().mirroring()
-    moving.old[42, 0] = 1
-    moving.new.delete((0, 42))
-    moving["copy_flags"] = flags
-    paused_copy(moving, 42, lambda: moving.old.update((42, 0), 2))
-    assert moving.old[42, 0] == 2
-    assert moving.new[0, 42] == kept
-
-
-@pytest.mark.vm(cpus=2)
-@pytest.mark.parametrize("look_again", [True, False], ids=["looking again", "trusting"])
-def test_a_delete_during_the_copy_is_undone_unless_the_copier_looks_again(
-    migration: MakeMigration, look_again: bool
-) -> None:
-    """MTRACE-RACE-002: there is nothing to delete in the new map yet, then the copy brings the key back."""
-    moving = migration().mirroring()
-    moving.old[42, 0] = 1
-    moving.new.delete((0, 42))
-    moving["look_again"] = look_again
-    paused_copy(moving, 42, lambda: moving.old.delete((42, 0)))
-    assert ((0, 42) in moving.new) is not look_again
 
 
 @pytest.mark.vm(cpus=2)
