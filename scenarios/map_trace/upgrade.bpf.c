@@ -263,7 +263,7 @@ SEC("iter/bpf_map_elem")
 int copy(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct old_key *key = ctx->key, old;
-	__u64 *value = ctx->value, state;
+	__u64 *value = ctx->value, *found, state;
 	struct writer *writer;
 	struct new_key new;
 	long error;
@@ -275,12 +275,20 @@ int copy(struct bpf_iter__bpf_map_elem *ctx)
 	new = transform(old);
 	writer = this_writer();
 	writer->copying = 1;
+	if (repairing) {
+		/* Each write runs the tracer of updates, and if that is preempted, the kernel skips it for others. */
+		found = bpf_map_lookup_elem(&new_state, &new);
+		if ((found ? *found : ABSENT) != state_of(&old))
+			settle(old, 0, 0);
+		writer->copying = 0;
+		return 0;
+	}
 	error = bpf_map_update_elem(&new_state, &new, &state, naive ? BPF_ANY : BPF_NOEXIST);
 	if (!error)
 		copied++;
 	else if (error != -EEXIST)
 		count(&failures);
-	if (!naive && (repairing || (!error && state_of(&old) != state)))
+	if (!naive && !error && state_of(&old) != state)
 		settle(old, 0, 0);
 	writer->copying = 0;
 	return 0;
@@ -291,13 +299,16 @@ SEC("iter/bpf_map_elem")
 int sweep(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct new_key *key = ctx->key;
+	struct writer *writer = this_writer();
 	struct old_key old;
 
 	if (!key)
 		return 0;
 	old = (struct old_key){ .pid = key->pid, .fd = key->fd };
+	writer->copying = 1;
 	if (state_of(&old) == ABSENT)
 		settle(old, 0, 0);
+	writer->copying = 0;
 	return 0;
 }
 
