@@ -235,7 +235,7 @@ def test_reference_is_refused_for_anything_else(bench: Bench, kind: Kind, owner:
                 MAY_BE_NULL, lambda: stored(owner, tested=False), errno=EACCES
             ),
             "released: the map's": releases(NOT_OWNED, lambda: stored(owner)),
-            "released: the stack": releases(NO_OBJECT, stack),
+            "released: the stack": releases(f"{NO_OBJECT}|{NOT_OWNED}", stack),
             "released: NULL": releases(MAY_BE_NULL, lambda: mov(r7, 0), errno=EACCES),
             "released: never acquired": releases(NOT_OWNED, lambda: k.trusted()),
             "released twice": refuses(
