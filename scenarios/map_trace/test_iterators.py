@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 from collections import Counter
@@ -193,8 +194,8 @@ def test_a_program_that_reads_more_than_there_is_cannot_be_attached(
 @pytest.mark.parametrize(
     ("argument", "access", "gist"),
     [
-        pytest.param(KEY, ldxdw(r0, r1, -8), "invalid rdonly buffer access", id="before the key"),
-        pytest.param(VALUE, ldxdw(r0, r1, -8), "invalid rdwr buffer access", id="before the value"),
+        pytest.param(KEY, ldxdw(r0, r1, -8), "invalid (negative )?rdonly buffer", id="before the key"),
+        pytest.param(VALUE, ldxdw(r0, r1, -8), "invalid (negative )?rdwr buffer", id="before the value"),
         pytest.param(KEY, stxdw(r1, 0, r2), "R1 cannot write into rdonly", id="into the key"),
     ],
 )
@@ -206,7 +207,7 @@ def test_a_program_that_must_not_do_so_is_not_loaded(argument: int, access: Item
     with pytest.raises(BpfError) as refused:
         load_iterator("bpf_map_elem", code)
     assert refused.value.errno == errno.EACCES
-    assert gist in refused.value.log
+    assert re.search(gist, refused.value.log)
 
 
 def test_an_open_iterator_holds_the_map(programs: Programs, new_map: NewMap) -> None:
