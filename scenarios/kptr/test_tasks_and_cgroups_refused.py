@@ -50,7 +50,7 @@ NOT_OWNED = (
     "expects refcounted PTR_TO_BTF_ID|R1 must be referenced or trusted|expects referenced PTR_TO_BTF_ID"
 )
 LEAK = "Unreleased reference"
-NO_OBJECT = "pointer type STRUCT (task_struct|cgroup) must point"
+NO_OBJECT = "pointer type STRUCT (task_struct|cgroup) must point|is fp expected STRUCT (task_struct|cgroup)"
 
 
 @dataclass(frozen=True)
