@@ -88,6 +88,11 @@ REFUSED: dict[str, tuple[int, str, Callable[[Workshop], tuple[Item, Item, Item]]
             [],
         ),
     ),
+    "keeps_account_but_its_caller_leaks": (
+        EINVAL,
+        "Unreleased reference",
+        lambda w: ([new(w, "out"), loop("outer")], [new(w, "done_outer"), release(w)], []),
+    ),
     "of_callback_releases_its_callers": (
         EINVAL,
         "Unreleased reference",
