@@ -137,7 +137,7 @@ REFUSED = {
 
 
 def test_program_that_keeps_account_loads(workshop: Workshop, store: Map) -> None:
-    """KPTR-PCPU-001, -002: each is whole, and with one step less or more one of REFUSED."""
+    """KPTR-PCPU-001, -002, KPTR-SEED-003: each is whole, and with one step less or more one of REFUSED."""
     assert_accepted(workshop, store, ACCEPTED)
 
 
