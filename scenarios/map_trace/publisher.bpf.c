@@ -45,6 +45,39 @@ int publisher(struct __sk_buff *skb)
 	return 5;
 }
 
+/* The same function in programs of other types. */
+SEC("kprobe")
+int probe(void *ctx)
+{
+	return changed(key, value);
+}
+
+SEC("sk_lookup")
+int choose(struct bpf_sk_lookup *ctx)
+{
+	changed(key, value);
+	return SK_PASS;
+}
+
+/* Kernels before 7.1 take no global function without a result. */
+__attribute__((noinline)) void told(__u32 key, __u64 value)
+{
+	asm volatile("" :: "r"(key), "r"(value));
+}
+
+SEC("tc")
+int teller(struct __sk_buff *skb)
+{
+	told(key, value);
+	return 5;
+}
+
+SEC("xdp")
+int pass(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
 SEC("cgroup/connect4")
 int permit(struct bpf_sock_addr *ctx)
 {
