@@ -183,6 +183,22 @@ def test_collect_only_needs_no_machine(project: Project) -> None:
     assert f"{FILE}::TestClass::test_method" in ids
 
 
+def test_files_may_mix_tests_of_host_and_guest(project: Project) -> None:
+    """What the host set up for the first file is taken down before the second, though the guest's tests come between."""
+    on_the_host = "def test_on_the_host_{}(vm):\n    assert vm.run('true').status == 0\n\n\n"
+    in_the_guest = "def test_in_the_guest():\n    pass\n"
+    project.write(
+        {
+            "scenarios/test_both.py": on_the_host.format("first") + in_the_guest,
+            "scenarios/test_host.py": on_the_host.format("then"),
+        }
+    )
+    ran = project.pytest("scenarios/test_both.py", "scenarios/test_host.py")
+    assert ran.outcomes == dict.fromkeys(
+        ("test_on_the_host_first", "test_in_the_guest", "test_on_the_host_then"), "passed"
+    )
+
+
 def test_selection(project: Project) -> None:
     ran = project.pytest(FILE, "-v", "-k", "method or inner or (parametrized and plain)")
     assert set(ran.cases) == {
