@@ -184,7 +184,7 @@ def test_collect_only_needs_no_machine(project: Project) -> None:
 
 
 def test_files_may_mix_tests_of_host_and_guest(project: Project) -> None:
-    """What the host set up for the first file is taken down before the second, though the guest's tests come between."""
+    """What the host set up for the first file is taken down before the second; the guest's tests come between."""
     on_the_host = "def test_on_the_host_{}(vm):\n    assert vm.run('true').status == 0\n\n\n"
     in_the_guest = "def test_in_the_guest():\n    pass\n"
     project.write(
