@@ -381,8 +381,15 @@ def test_sockets_storage_can_be_walked_and_written(programs: Programs, sockets: 
         assert [storage[each.fileno()] for each in sockets] == [110, 111]
         id = storage.id
         with opened(programs.link("each_stored", storage)) as descriptor:
-            storage.close()
+            programs.object("each_stored").set_number("add", 0)
             sockets[0].close()
+            # A closed socket is freed after a grace period, and its storage with it.
+            wait_until(
+                lambda: [each.first for each in programs.shown("each_stored", storage)] == [111],
+                timeout=5,
+                what="the closed socket's element to go",
+            )
+            storage.close()
             assert id in Map.ids()
             assert [each.first for each in parsed(os.read(descriptor, ENOUGH))] == [111, 0]
 
