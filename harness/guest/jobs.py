@@ -94,9 +94,10 @@ class Job:
         tell(send, message)
 
     def describe(self) -> dict[str, Any]:
-        """Where the child's threads are, in Python and in the kernel, for a scenario that does not end."""
-        os.kill(self.pid, signal.SIGUSR2)  # faulthandler writes to the memory file, see become_child
-        python = self._python_stacks()
+        """Where the child's threads are, in Python and in the kernel, for a scenario that does not end.
+
+        The kernel's stacks are read first: the signal that asks for Python's ends a pause(), and may so end the child.
+        """
         tasks = []
         for task in sorted(Path(f"/proc/{self.pid}/task").iterdir(), key=lambda path: int(path.name)):
             try:
@@ -105,6 +106,8 @@ class Job:
                 stack = ""
             state = (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
             tasks.append({"tid": int(task.name), "state": state, "stack": stack})
+        os.kill(self.pid, signal.SIGUSR2)  # faulthandler writes to the memory file, see become_child
+        python = self._python_stacks()
         return {"pid": self.pid, "tasks": tasks, "python": python}
 
     def _python_stacks(self) -> str:
