@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Local storage that owns objects of kr_kptr: maps whose keys are tasks, sockets, inodes and cgroups.
+"""Local storage that owns objects of kr_kptr: maps whose keys are tasks, sockets, inodes and cgroups of either version.
 
 The programs are LSM programs, run by a look of user space at the owner: an ioctl or socket option that nobody knows.
 """
@@ -9,10 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import (
@@ -20,6 +23,7 @@ from harness.guest.bpf.asm import (
     add,
     asm,
     call,
+    call_kfunc,
     exit_,
     jeq,
     jne,
@@ -47,6 +51,9 @@ from scenarios.kptr.owning_map import OWNED, VALUE_SIZE, owning_map
 UNKNOWN = 0x4B52
 """The number of the ioctl and of the socket option."""
 
+HIERARCHY = "kr_owner"
+"""The name of the hierarchy of version 1."""
+
 
 def _inode_of_file() -> Item:
     return [ldxdw(r8, r6, 0), ldxdw(r8, r8, btf.vmlinux().offset("file", "f_inode"))]
@@ -62,6 +69,23 @@ def _current_cgroup() -> Item:
         ldxdw(r8, r8, btf.vmlinux().offset("task_struct", "cgroups")),
         ldxdw(r8, r8, btf.vmlinux().offset("css_set", "dfl_cgrp")),
     ]
+
+
+def _current_cgroup1() -> Item:
+    return [
+        call(uapi.BPF_FUNC_get_current_task_btf),
+        mov(r1, r0),
+        mov(r2, _hierarchy()),
+        call_kfunc(btf.vmlinux().func("bpf_task_get_cgroup1")),
+        mov(r8, r0),
+        jeq(r8, 0, "out"),
+    ]
+
+
+def _hierarchy() -> int:
+    """The number of the mounted hierarchy of version 1. Raises StopIteration if there is none."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return next(int(line.split(":")[0]) for line in lines if line.split(":")[1] == f"name={HIERARCHY}")
 
 
 def _sock_of_socket() -> Item:
@@ -82,9 +106,10 @@ def look_at_socket(fd: int) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the four local storages.
+    """One of the four local storages, and a kind of owner.
 
-    `owner` sets r8 from r6, the program's context; `look` runs the programs, given the descriptor that is the key.
+    `owner` sets r8 from r6, the program's context; `look` runs the programs, given the descriptor that is the key;
+    `release` is the kfunc for the owner, if `owner` takes a reference.
     """
 
     map_type: int
@@ -94,6 +119,13 @@ class Kind:
     hook: str = "file_ioctl"
     argument: int = 1
     look: Callable[[int], None] = look_at_file
+    release: str = ""
+
+    def let_go(self) -> Item:
+        """Release the owner in r8, which may be 0 if `owner` takes a reference."""
+        if not self.release:
+            return []
+        return [jeq(r8, 0, 2), mov(r1, r8), call_kfunc(btf.vmlinux().func(self.release))]
 
 
 KINDS = {
@@ -124,20 +156,61 @@ KINDS = {
         uapi.BPF_FUNC_cgrp_storage_delete,
         _current_cgroup,
     ),
+    "cgroup1": Kind(
+        uapi.BPF_MAP_TYPE_CGRP_STORAGE,
+        uapi.BPF_FUNC_cgrp_storage_get,
+        uapi.BPF_FUNC_cgrp_storage_delete,
+        _current_cgroup1,
+        release="bpf_cgroup_release",
+    ),
 }
+EACH_TYPE = ("task", "socket", "inode", "cgroup")
+"""A kind for each type of map."""
+CGROUP1 = pytest.param("cgroup1", marks=pytest.mark.requires("kfunc:bpf_task_get_cgroup1"))
+EACH_OWNER = (*EACH_TYPE, CGROUP1)
 
 
 def own_cgroup() -> Path:
-    """The directory of this process's cgroup."""
-    return Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().strip().removeprefix("0::"))
+    """The directory of this process's cgroup of version 2."""
+    return Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip())
+
+
+@contextmanager
+def cgroup1(tmp_path: Path) -> Iterator[Path]:
+    """The root of a hierarchy of version 1, without a controller; mounted as long as the context lasts."""
+    root = tmp_path / "hierarchy"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "cgroup", "-o", f"none,name={HIERARCHY}", "none", root], check=True)
+    try:
+        yield root
+    finally:
+        subprocess.run(["umount", root], check=True)
+
+
+@contextmanager
+def _entered(group: Path) -> Iterator[int]:
+    """A descriptor of a new cgroup of a hierarchy, which this process is in; otherwise it is in the root."""
+    group.mkdir()
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    (group / "cgroup.procs").write_text("0")
+    try:
+        yield fd
+    finally:
+        (group.parent / "cgroup.procs").write_text("0")
+        os.close(fd)
+        group.rmdir()
 
 
 @contextmanager
 def some_owner(kind: str, tmp_path: Path) -> Iterator[int]:
-    """A descriptor of this task, of this task's cgroup, of a new socket or of a new file."""
+    """A descriptor of this task, of this task's cgroup of either version, of a new socket or of a new file."""
     if kind == "socket":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as some:
             yield some.fileno()
+        return
+    if kind == "cgroup1":
+        with cgroup1(tmp_path) as root, _entered(root / "owner") as fd:
+            yield fd
         return
     if kind == "task":
         fd = os.pidfd_open(os.getpid())
@@ -208,16 +281,19 @@ class Storage:
     def load(self, *items: Item, at: Kind | None = None, owner: Item | None = None, flags: int = 0) -> Prog:
         """Load a program that does this for the owner that is looked at, in r8. Raises BpfError.
 
-        `at` is the kind whose look runs it, this storage's if left out; `owner` sets r8 in another way.
+        `at` is the kind whose look runs it, this storage's if left out; `owner` sets r8 in another way, and takes no
+        reference.
         """
         look = at or self.kind
         code = asm(
             mov(r6, r1),
+            mov(r8, 0),
             ldxw(r7, r6, 8 * look.argument),
             jne(r7, UNKNOWN, "out"),
             look.owner() if owner is None else owner,
             *items,
             label("out"),
+            look.let_go() if owner is None else [],
             mov(r0, 0),
             exit_(),
         )

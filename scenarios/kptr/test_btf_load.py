@@ -215,7 +215,7 @@ def test_chain_of_owners_has_an_end() -> None:
     assert lists == trees == [0] * limit + [ELOOP] * (10 - limit)
 
 
-@pytest.mark.requires("kptr_untrusted_tag", "percpu_kptr")
+@pytest.mark.requires("percpu_kptr")
 def test_pointers_that_own_make_chains_too() -> None:
     """KPTR-MAP-031: where chains of structures have a limit, and the last one, of data only, is none of them."""
     by_kind = {tag: lengths(partial(pointer_chain, tag=tag)) for tag in OWNING}

@@ -37,7 +37,7 @@ from scenarios.kptr.bench import kfunc
 from scenarios.kptr.kfuncs import exchange, value_of
 from scenarios.kptr.owning_map import OWNED, owning_map
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_cgroup_from_id")
+pytestmark = pytest.mark.requires("kfunc:bpf_cgroup_from_id")
 ROOT = Path("/sys/fs/cgroup")
 CLONE_NEWCGROUP = 0x02000000
 """include/uapi/linux/sched.h"""

@@ -45,7 +45,7 @@ from scenarios.kptr.bench import Bench, accepted, bench_with, check, kfunc, refu
 from scenarios.kptr.kfuncs import exchange, value_of
 from scenarios.kptr.owning_map import OWNED, owning_map
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_cpumask_create", "kfunc:bpf_rcu_read_lock")
+pytestmark = pytest.mark.requires("kfunc:bpf_cpumask_create", "kfunc:bpf_rcu_read_lock")
 
 MAY_BE_NULL = "NULL pointer passed to trusted"
 UNRELIABLE = "must be a rcu pointer|must be referenced or trusted"

@@ -42,7 +42,7 @@ from scenarios.kptr.bench import kfunc
 from scenarios.kptr.kfuncs import exchange, value_of
 from scenarios.kptr.owning_map import OWNED, owning_map
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_crypto_ctx_create")
+pytestmark = pytest.mark.requires("kfunc:bpf_crypto_ctx_create")
 PARAMETERS = struct.Struct("=14s2x128s256sII")
 """struct bpf_crypto_params: kind, algorithm, key, its length, length of the tag (kernel/bpf/crypto.c)."""
 # FIPS-197, appendix C.1

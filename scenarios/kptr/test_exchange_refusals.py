@@ -252,7 +252,7 @@ def test_map_without_pointers_has_nothing_to_exchange(bench: Bench) -> None:
         )
 
 
-@pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_task_acquire")
+@pytest.mark.requires("kfunc:bpf_task_acquire")
 def test_look_at_an_object_is_no_reference_to_give_away(bench: Bench) -> None:
     """KPTR-XCHG-011: an RCU pointer, and a trusted one that somebody else holds, is not the program's."""
     with owning_map("task_struct") as tasks:

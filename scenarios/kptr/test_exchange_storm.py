@@ -104,8 +104,8 @@ KINDS = {
     "percpu_array_write_over": Kind(uapi.BPF_MAP_TYPE_PERCPU_ARRAY, write_over),
     "percpu_hash_remove": Kind(PERCPU_HASH, remove_and_make_anew, uapi.BPF_F_NO_PREALLOC),
 }
-# Kernels that lack the tag lose an object now and then, which test_hazards.py shows without luck (KPTR-FREE-015).
-MENDED = {"hash_without_preallocation_remove": pytest.mark.requires("kptr_untrusted_tag")}
+# Kernels without it lose an object now and then, which test_hazards.py shows without luck (KPTR-FREE-015).
+MENDED = {"hash_without_preallocation_remove": pytest.mark.requires("element_destructor")}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MENDED.get(name, ())) for name in KINDS])
@@ -150,7 +150,7 @@ PATTERN = 0x5A5A5A5A
 READS = 30
 
 
-@pytest.mark.requires("local_kptr", "kptr_untrusted_tag")
+@pytest.mark.requires("local_kptr")
 def test_reader_sees_a_live_object_or_none(workshop: Workshop, store: Map) -> None:
     """KPTR-ACC-003, KPTR-XCHG-019, KPTR-FREE-017: what a reader found in its RCU section stays what it was until the
     section ends, while another CPU drops it and allocates others in its place.

@@ -12,13 +12,13 @@ from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import Item, add, call, ld_map_fd, mov, r0, r1, r2, r3, r4, r7, r10, stw, stxdw
 from harness.guest.kr_modules import KrKptr
 from harness.guest.waiting import wait_until
-from scenarios.kptr.storage import KINDS, VALUE, Storage, some_owner
+from scenarios.kptr.storage import EACH_OWNER, KINDS, VALUE, Storage, some_owner
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag")
+pytestmark = pytest.mark.requires("storage_kptr")
 OBJECT = 1
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=EACH_OWNER)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

@@ -43,7 +43,6 @@ from scenarios.kptr.special import Types
 
 pytestmark = [
     pytest.mark.requires(
-        "kptr_untrusted_tag",
         "kfunc:bpf_cpumask_create",
         "kfunc:bpf_rcu_read_lock",
         "fentry:bpf_cpumask_release_dtor",

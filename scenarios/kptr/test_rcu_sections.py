@@ -36,7 +36,7 @@ from scenarios.kptr.bench import Bench, accepted, bench_with, check, kfunc, refu
 from scenarios.kptr.kfuncs import value_of
 from scenarios.kptr.owning_map import OWNED, SEEN, owning_map
 
-pytestmark = [pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_rcu_read_lock", "kfunc:bpf_task_acquire")]
+pytestmark = [pytest.mark.requires("kfunc:bpf_rcu_read_lock", "kfunc:bpf_task_acquire")]
 
 # Their memory is freed after a grace period only (kernel/bpf/verifier.c:rcu_protected_types); so is every structure
 # that the kernel does not know, of which programs make objects by themselves.

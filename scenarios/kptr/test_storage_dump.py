@@ -84,7 +84,7 @@ def leave_bytes_in_free_memory() -> None:
                 theirs.recv(size)
 
 
-@pytest.mark.requires("kptr_untrusted_tag")
+@pytest.mark.requires("storage_kptr")
 def test_dump_of_socket_storage_shows_zeros_for_pointers(kr_kptr: KrKptr) -> None:
     """KPTR-USER-001, KPTR-LAW-004: neither the address nor what was in the kernel's memory before.
 

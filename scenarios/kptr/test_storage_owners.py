@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,9 @@ from harness.guest.bpf.link import Link
 from harness.guest.kr_modules import KrKptr
 from harness.guest.waiting import wait_until
 from scenarios.kptr.owning_map import OWNED, SEEN, VALUE_SIZE
-from scenarios.kptr.storage import KINDS, Storage, look_at_file, own_cgroup
+from scenarios.kptr.storage import EACH_OWNER, KINDS, Storage, cgroup1, look_at_file, own_cgroup
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag")
+pytestmark = pytest.mark.requires("storage_kptr")
 OBJECT = 1
 
 
@@ -37,13 +37,20 @@ def owner_that_goes(kind: str, tmp_path: Path, storage: Storage, program: Item) 
             path.unlink()
             yield
     else:
-        home = own_cgroup() / "kr_owner" if kind == "cgroup" else None
-        if home:
-            home.mkdir()
-        with storage.load(program) as prog, Link.raw_tracepoint(prog), child_that_looks(home):
-            yield
-        if home:
-            home.rmdir()
+        with ExitStack() as stack:
+            home = None
+            if kind != "task":
+                root = stack.enter_context(cgroup1(tmp_path)) if kind == "cgroup1" else own_cgroup()
+                home = stack.enter_context(directory(root / "kr_owner"))
+            with storage.load(program) as prog, Link.raw_tracepoint(prog), child_that_looks(home):
+                yield
+
+
+@contextmanager
+def directory(path: Path) -> Iterator[Path]:
+    path.mkdir()
+    yield path
+    path.rmdir()
 
 
 @contextmanager
@@ -69,7 +76,7 @@ def child_that_looks(cgroup: Path | None) -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_OWNER)
 def test_owner_that_goes_releases_its_object_once(kr_kptr: KrKptr, kind: str, tmp_path: Path) -> None:
     """KPTR-FREE-016, KPTR-LAW-001: not before it goes, and the map has nothing left to release."""
     with Storage(KINDS[kind]) as storage:

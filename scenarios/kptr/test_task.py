@@ -17,7 +17,7 @@ from scenarios.kptr.owning_map import owning_map
 PACKET = bytes(64)
 
 
-@pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_task_from_pid")
+@pytest.mark.requires("kfunc:bpf_task_from_pid")
 def test_stashed_task_outlives_its_process_and_goes_with_the_map() -> None:
     """KPTR-TASK-003, -004, KPTR-ACC-003, KPTR-FREE-014: the map's reference is the task's last one."""
     with ExitStack() as observer, ExitStack() as owner:

@@ -44,7 +44,7 @@ from scenarios.kptr.bench import kfunc
 from scenarios.kptr.kfuncs import exchange, value_of
 from scenarios.kptr.owning_map import OWNED, owning_map
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_task_from_pid")
+pytestmark = pytest.mark.requires("kfunc:bpf_task_from_pid")
 
 CLONE_NEWPID = 0x20000000
 """include/uapi/linux/sched.h"""

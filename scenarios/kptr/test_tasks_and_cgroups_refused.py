@@ -42,7 +42,7 @@ from scenarios.kptr.bench import Bench, Case, accepted, bench_with, check, kfunc
 from scenarios.kptr.kfuncs import exchange, value_of
 from scenarios.kptr.owning_map import OWNED, SEEN, owning_map
 
-pytestmark = pytest.mark.requires("kptr_untrusted_tag", "kfunc:bpf_task_acquire", "kfunc:bpf_cgroup_acquire")
+pytestmark = pytest.mark.requires("kfunc:bpf_task_acquire", "kfunc:bpf_cgroup_acquire")
 
 MAY_BE_NULL = "[Pp]ossibly NULL pointer passed to trusted"
 UNRELIABLE = "R1 must be a rcu pointer|R1 must be referenced or trusted"

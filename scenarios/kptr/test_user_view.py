@@ -18,8 +18,8 @@ from harness.guest.bpf.tracing import load_iterator
 from harness.guest.kr_modules import KrKptr
 from scenarios.kptr.conftest import MakeSlots
 from scenarios.kptr.owning_map import OWNED, SEEN, VALUE_SIZE
+from scenarios.kptr.storage import EACH_TYPE, Storage, some_owner
 from scenarios.kptr.storage import KINDS as STORAGES
-from scenarios.kptr.storage import Storage, some_owner
 
 ONES = b"\x11" * VALUE_SIZE
 
@@ -107,8 +107,8 @@ def test_pointer_is_zeros_for_every_look(kr_kptr: KrKptr, make_slots: MakeSlots,
         assert (slots.peek(), kr_kptr.count("live")) == (7, 1)
 
 
-@pytest.mark.requires("kptr_untrusted_tag")
-@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.requires("storage_kptr")
+@pytest.mark.parametrize("kind", EACH_TYPE)
 def test_pointer_in_local_storage_is_zeros(kr_kptr: KrKptr, kind: str, tmp_path: Path) -> None:
     """KPTR-USER-001, -002, KPTR-LAW-004."""
     with Storage(STORAGES[kind]) as storage, some_owner(kind, tmp_path) as owner:

@@ -116,15 +116,41 @@ def _struct_ops_link_detach() -> bool:
                 prog.close()
 
 
-def kptr_map(tag: str, pointee: str = "task_struct") -> Map:
-    """An array map of one value that is one tagged pointer to a structure. Raises BpfError."""
+def kptr_map(
+    tag: str,
+    pointee: str = "task_struct",
+    map_type: int = uapi.BPF_MAP_TYPE_ARRAY,
+    *,
+    max_entries: int = 1,
+    flags: int = 0,
+) -> Map:
+    """A map, by default an array of one value, whose value is one tagged pointer to a structure. Raises BpfError."""
     b = BtfBuilder()
     key = b.integer("int", 4)
     value = b.struct("value", 8, [("pointer", b.ptr(b.type_tag(tag, b.struct(pointee, 0))), 0)])
     with b.load() as types:
         return Map.create(
-            uapi.BPF_MAP_TYPE_ARRAY, 4, 8, 1, btf=types, btf_key_type_id=key, btf_value_type_id=value
+            map_type,
+            4,
+            8,
+            max_entries,
+            flags=flags,
+            btf=types,
+            btf_key_type_id=key,
+            btf_value_type_id=value,
         )
+
+
+def _storage_kptr() -> bool:
+    # one change let pointers into all four kinds of local storage (6.4); the tag is known, whatever it means
+    return (
+        _errno(
+            lambda: kptr_map(
+                "kptr", map_type=uapi.BPF_MAP_TYPE_TASK_STORAGE, max_entries=0, flags=uapi.BPF_F_NO_PREALLOC
+            )
+        )
+        == 0
+    )
 
 
 def _has_any_kfunc(*names: str) -> bool:
@@ -225,6 +251,9 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "kptr": lambda: _kptr_is_referenced("kptr") or _kptr_is_referenced("kptr_ref"),
     # 6.4 turned the tags round: "kptr" was unreferenced before, and "kptr_untrusted" is since
     "kptr_untrusted_tag": lambda: _kptr_is_referenced("kptr"),
+    "storage_kptr": _storage_kptr,
+    # 7.0 and stable series: the allocator releases what is in an element when its memory goes
+    "element_destructor": lambda: _has_any_kfunc("bpf_mem_alloc_set_dtor"),
     "local_kptr": lambda: _has_any_kfunc("bpf_obj_new_impl", "bpf_obj_new"),
     "refcounted_kptr": lambda: _has_any_kfunc("bpf_refcount_acquire_impl", "bpf_refcount_acquire"),
     "percpu_kptr": lambda: _has_any_kfunc("bpf_percpu_obj_new_impl", "bpf_percpu_obj_new"),
