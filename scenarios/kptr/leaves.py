@@ -15,11 +15,11 @@ def added(w: Workshop, object: Reg = r7, less: str = "less") -> Item:
     return [w.lock(), w.add(object, "leaves", NODE, less=less), w.unlock()]
 
 
-def first(w: Workshop, then: Item) -> Item:
-    """r7 = the first leaf, under the lock, and what happens to it there; the tree may be empty."""
+def first(w: Workshop, then: Item, root: str = "leaves") -> Item:
+    """r7 = the first leaf's node, under the lock, and what happens to it there; the tree may be empty."""
     return [
         w.lock(),
-        w.on_tree("first", "leaves"),
+        w.on_tree("first", root),
         jne(r0, 0, "there_is_one"),
         w.unlock(),
         ja("out"),

@@ -28,8 +28,9 @@ FUNCTIONS = {
     "outer": "each",
     "inner": "each",
     "global": "global",
+    "global_too": "global",
 }
-"""Functions that programs may have, by their label, and what each is; all are static but "main" and "global"."""
+"""Functions that programs may have, by their label, and what each is; all are static but "main" and the global ones."""
 
 
 @dataclass(frozen=True)

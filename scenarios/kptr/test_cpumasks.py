@@ -19,6 +19,7 @@ from harness.guest.bpf.asm import (
     asm,
     call,
     exit_,
+    ja,
     jeq,
     jne,
     label,
@@ -77,6 +78,20 @@ def new(register: Reg = r7) -> Item:
     return [op("create"), jeq(r0, 0, "out"), mov(register, r0)]
 
 
+def two_perhaps() -> Item:
+    """r7 and r8 = two fresh masks, which are looked at; or on to "behind_looks" if one is missing."""
+    return [
+        op("create"),
+        mov(r7, r0),
+        op("create"),
+        mov(r8, r0),
+        jeq(r7, 0, "behind_looks"),
+        jeq(r8, 0, "behind_looks"),
+        op("test_cpu", 0, r7),
+        op("test_cpu", 0, r8),
+    ]
+
+
 def lock() -> Insn:
     return kfunc("bpf_rcu_read_lock")
 
@@ -123,6 +138,15 @@ def test_program_that_keeps_account_of_its_masks_loads(bench: Bench, owner: Map)
             op("release", r7),
             op("release", r8),
         ],
+        "two made, of which each may be missing": lambda: [
+            two_perhaps(),
+            label("behind_looks"),
+            jeq(r7, 0, "first_missing"),
+            op("release", r7),
+            label("first_missing"),
+            jeq(r8, 0, "out"),
+            op("release", r8),
+        ],
         "put into the map, what was there released": lambda: [
             value_of(owner),
             new(),
@@ -156,6 +180,30 @@ def test_program_that_loses_or_forges_a_mask_is_refused(bench: Bench, owner: Map
     programs: dict[str, tuple[int | None, str, Callable[[], Item]]] = {
         "made and kept": (EINVAL, LEAK, lambda: new()),
         "not tested": (EACCES, MAY_BE_NULL, lambda: [op("create"), op("release", r0)]),
+        "two made, the first kept if the second is missing": (
+            EINVAL,
+            LEAK,
+            lambda: [
+                two_perhaps(),
+                op("release", r7),
+                op("release", r8),
+                ja("out"),
+                label("behind_looks"),
+                jeq(r8, 0, "out"),
+                op("release", r8),
+            ],
+        ),
+        "two made, the second released though it may be missing": (
+            EACCES,
+            MAY_BE_NULL,
+            lambda: [
+                two_perhaps(),
+                label("behind_looks"),
+                jeq(r7, 0, "out"),
+                op("release", r7),
+                op("release", r8),
+            ],
+        ),
         "released twice": (
             None,
             "R1 (type=scalar expected|must be referenced)|expects referenced PTR_TO_BTF_ID",

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from errno import EACCES, EINVAL
 
 import pytest
 
-from harness.guest.bpf import uapi
+from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import (
     Item,
     Reg,
@@ -17,11 +20,14 @@ from harness.guest.bpf.asm import (
     ja,
     jeq,
     label,
+    ld_map_fd,
     ldxdw,
     mov,
     r0,
     r1,
     r2,
+    r3,
+    r4,
     r6,
     r7,
     r8,
@@ -31,7 +37,7 @@ from harness.guest.bpf.asm import (
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.syscall import refused
 from harness.guest.waiting import wait_until
-from scenarios.kptr.local_types import Local
+from scenarios.kptr.local_types import Local, LocalBtf
 from scenarios.kptr.workshop import NOT_OWNED, Program, Refusal, Workshop, assert_accepted, assert_refused
 
 pytestmark = [pytest.mark.requires("percpu_kptr")]
@@ -163,37 +169,79 @@ def test_sleepable_program_needs_an_rcu_section(workshop: Workshop, store: Map) 
         w.load(w.value(store), body, sleepable=True).close()
 
 
-@pytest.mark.vm(cpus=2)
-def test_each_cpu_has_its_copy(workshop: Workshop, store: Map) -> None:
-    """KPTR-PCPU-007: zeroed at first; there is none of a CPU that does not exist."""
-    w, data = workshop, workshop.t.plain.at["data"]
-    cpus = sorted(os.sched_getaffinity(0))
+@dataclass(frozen=True)
+class Owner:
+    """A value that owns a per-CPU object, and its types; `value` sets r6 to it."""
 
-    def copies() -> list[int]:
-        return [
-            w.run(
-                w.value(store),
-                stashed(w),
-                on_cpu(cpu),
+    w: Workshop
+    value: Item
+
+
+@contextmanager
+def in_array(w: Workshop) -> Iterator[Owner]:
+    with w.t.map() as map:
+        yield Owner(w, w.value(map))
+
+
+@contextmanager
+def in_cgroup_storage(w: Workshop) -> Iterator[Owner]:
+    """In the storage of this process's cgroup, which the first program makes."""
+    b = LocalBtf()
+    plain = b.struct("kr_plain", ("key", "u64"), ("data", "u64"))
+    store = b.struct("kr_store", ("data", "u64"), ("percpu", "percpu_kptr kr_plain"))
+    at = btf.vmlinux().offset
+    with b.builder.load() as loaded:
+        types = replace(w.t, btf=loaded, key=b.u32, functions=b.functions, plain=plain, store=store)
+        with types.map(uapi.BPF_MAP_TYPE_CGRP_STORAGE, 0, flags=uapi.BPF_F_NO_PREALLOC) as map:
+            value: Item = [
+                call(uapi.BPF_FUNC_get_current_task_btf),
+                ldxdw(r2, r0, at("task_struct", "cgroups")),
+                ldxdw(r2, r2, at("css_set", "dfl_cgrp")),
+                ld_map_fd(r1, map),
+                mov(r3, 0),
+                mov(r4, uapi.BPF_LOCAL_STORAGE_GET_F_CREATE),
+                call(uapi.BPF_FUNC_cgrp_storage_get),
                 jeq(r0, 0, "out"),
-                ldxdw(r0, r0, data),
-                add(r0, 1000),
-                ja("exit"),
-            )
-            for cpu in (*cpus, 4095)
-        ]
+                mov(r6, r0),
+            ]
+            yield Owner(Workshop(types), value)
 
-    assert w.run(w.value(store), new_percpu(w), put_percpu(w)) == 0
-    assert copies() == [1000, 1000, 0]
 
-    with w.load(
-        w.value(store), stashed(w), on_cpu(), ldxdw(r1, r0, data), add(r1, 1), stxdw(r0, data, r1)
-    ) as count:
-        for cpu in cpus:
-            os.sched_setaffinity(0, {cpu})
-            count.test_run(bytes(64), repeat=cpu + 3)
+@pytest.mark.vm(cpus=2)
+@pytest.mark.parametrize("place", [in_array, in_cgroup_storage])
+def test_each_cpu_has_its_copy(
+    workshop: Workshop, place: Callable[[Workshop], AbstractContextManager[Owner]]
+) -> None:
+    """KPTR-PCPU-001, -002, -007: zeroed at first; there is none of a CPU that does not exist."""
+    cpus = sorted(os.sched_getaffinity(0))
+    with place(workshop) as owner:
+        w, data = owner.w, owner.w.t.plain.at["data"]
 
-    assert copies() == [1003, 1004, 0]
+        def copies() -> list[int]:
+            return [
+                w.run(
+                    owner.value,
+                    stashed(w),
+                    on_cpu(cpu),
+                    jeq(r0, 0, "out"),
+                    ldxdw(r0, r0, data),
+                    add(r0, 1000),
+                    ja("exit"),
+                )
+                for cpu in (*cpus, 4095)
+            ]
+
+        assert w.run(owner.value, new_percpu(w), put_percpu(w)) == 0
+        assert copies() == [1000, 1000, 0]
+
+        with w.load(
+            owner.value, stashed(w), on_cpu(), ldxdw(r1, r0, data), add(r1, 1), stxdw(r0, data, r1)
+        ) as count:
+            for cpu in cpus:
+                os.sched_setaffinity(0, {cpu})
+                count.test_run(bytes(64), repeat=cpu + 3)
+
+        assert copies() == [1003, 1004, 0]
 
 
 def test_new_object_holds_zeros_or_what_a_dropped_one_left(workshop: Workshop, store: Map) -> None:

@@ -41,6 +41,7 @@ from harness.guest.bpf.syscall import BpfError, refused
 from harness.guest.waiting import wait_until
 from scenarios.kptr.pointers import pointer_map
 from scenarios.kptr.special import Types
+from scenarios.kptr.workshop import Workshop
 
 PAGE = mmap.PAGESIZE
 SIZE = 16
@@ -269,3 +270,27 @@ def test_program_does_not_change_where_it_points_to(bench: Bench) -> None:
     for errno, says, make in REFUSED.values():
         with refused(errno, log=says):
             bench.program(make())
+
+
+def test_new_object_has_no_pointer_to_user_memory(workshop: Workshop) -> None:
+    """KPTR-TAG-004: what programs allocate has a number there, which they may look at but not follow."""
+    w, b = workshop, Types()
+    value, _ = shared_value(b)
+    main = b.func("main", b.func_proto(b.integer("int", 4), [("ctx", b.ptr(b.struct("__sk_buff", 0)))]))
+    with b.load() as types:
+
+        def load(*items: Item) -> None:
+            """A program with r6 = a new object, which is dropped behind label "done"."""
+            code = asm(
+                [mov(r1, value), w.kfunc("bpf_obj_new"), jeq(r0, 0, "out"), mov(r6, r0)],
+                items,
+                [label("done"), mov(r1, r6), w.kfunc("bpf_obj_drop")],
+                [label("out"), mov(r0, 0), exit_()],
+            )
+            Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS, btf=types, func_info=[(0, main)]).close()
+
+        for at in (USER, NESTED):
+            look = [ldxdw(r7, r6, at), jeq(r7, 0, "done")]
+            load(look)
+            with refused(EACCES, log="R7 invalid mem access 'scalar'"):
+                load(look, stdw(r7, 0, 1))
