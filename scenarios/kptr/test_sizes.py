@@ -236,10 +236,10 @@ def test_batch_of_every_size_per_cpu_is_freed(
             return batch.intact() == made
 
         # the allocator gets memory for a few at a time, in an interrupt
-        wait_until(filled, timeout=10, what="a batch of objects that hold what was written")
+        wait_until(filled, timeout=5, what="a batch of objects that hold what was written")
         assert batch.empty() == made
         assert batch.intact() == 0
 
-        wait_until(filled, timeout=10, what="the second batch")
+        wait_until(filled, timeout=5, what="the second batch")
         dropped = dropped_percpu()
-    wait_until(lambda: dropped_percpu() - dropped == made, timeout=10, what="the map to drop all objects")
+    wait_until(lambda: dropped_percpu() - dropped == made, timeout=5, what="the map to drop all objects")
