@@ -29,7 +29,7 @@ static __always_inline void settle(struct old_key old, __u64 *updates, __u64 *de
 {
 	struct new_key new = transform(old);
 	__u64 state;
-	long error;
+	int error; /* as the functions up to 6.2 return it */
 
 	for (int i = 0; i < TRIES; i++) {
 		state = state_of(&old);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A program is replaced by one whose map has another key layout, while traffic runs through a prog array on all CPUs. The traffic
- * knows what state each key should have; programs look what they find before they change it.
+ * A program is replaced by one whose map has another key layout, while traffic runs through it on all CPUs: by a prog array, or at
+ * a hook of the kernel. The traffic knows what state each key should have; programs look what they find before they change it.
  */
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -12,6 +12,9 @@
 
 #define CPUS 8
 #define MOST_KEYS 8192
+#define TCX_NEXT (-1)
+#define TCX_DROP 2
+#define LOOPBACK 1
 
 struct old_key {
 	__u32 pid;
@@ -60,10 +63,15 @@ __u32 keys = 1;
 __u32 busy = 1;
 __u32 cpus = 1;
 bool shared;
+bool beside; /* the new program is behind the old one, and gets the same packets */
+
+enum { OLD = 1, NEW = 2 };
 
 struct writer {
-	__u64 random;
-	__u64 version;
+	__u64 random; /* what is to be done with this packet, */
+	__u64 version; /* its number, */
+	__u64 met; /* and whom it has met so far */
+	__u64 packets[4]; /* those before by whom they met */
 	__u64 changes;     /* successful ones of the old program */
 	__u64 new_changes; /* and of the new one */
 	__u64 inserts;
@@ -77,7 +85,6 @@ __u64 newest[MOST_KEYS]; /* the newest that the new map has had, says the witnes
 __u64 lost;
 __u64 stale;
 __u64 resurrected;
-__u64 nobody;   /* there was neither program */
 __u64 troubles; /* errors of the traffic that are none of absent keys */
 
 static __always_inline struct old_key old_name(__u32 number)
@@ -111,11 +118,26 @@ static __always_inline void look(__u64 *found, __u32 number)
 		count(&stale);
 }
 
+static __always_inline struct writer *next_packet(void)
+{
+	struct writer *writer = this_writer();
+	__u64 random = writer->random;
+
+	random ^= random << 13;
+	random ^= random >> 7;
+	random ^= random << 17;
+	writer->random = random;
+	if (writer->version++)
+		writer->packets[writer->met & 3]++;
+	writer->met = 0;
+	return writer;
+}
+
 /* `changes` goes up before a change is made, so that a tracer behind it finds the change's number there. */
 static __always_inline void change(void *map, void *key, __u32 number, struct writer *writer, __u64 *changes)
 {
 	__u64 *found = bpf_map_lookup_elem(map, key);
-	long error;
+	int error; /* as the functions up to 6.2 return it */
 
 	if (!shared)
 		look(found, number);
@@ -127,7 +149,7 @@ static __always_inline void change(void *map, void *key, __u32 number, struct wr
 			writer->deletes++;
 		}
 	} else {
-		__u64 version = (++writer->version * CPUS) + bpf_get_smp_processor_id();
+		__u64 version = writer->version * CPUS + bpf_get_smp_processor_id();
 
 		error = bpf_map_update_elem(map, key, &version, BPF_ANY);
 		if (!error) {
@@ -144,41 +166,77 @@ static __always_inline void change(void *map, void *key, __u32 number, struct wr
 		count(&troubles);
 }
 
-SEC("tc")
-int old_program(void *ctx)
+static __always_inline void change_old(void)
 {
 	struct writer *writer = this_writer();
 	__u32 number = number_of(writer);
 	struct old_key key = old_name(number);
 
+	writer->met |= OLD;
 	change(&old_state, &key, number, writer, &writer->changes);
-	return 0;
 }
 
-SEC("tc")
-int new_program(void *ctx)
+static __always_inline void change_new(void)
 {
 	struct writer *writer = this_writer();
 	__u32 number = number_of(writer);
 	struct new_key key = transform(old_name(number));
 
+	writer->met |= NEW;
 	change(&new_state, &key, number, writer, &writer->new_changes);
+}
+
+SEC("tc")
+int old_program(void *ctx)
+{
+	change_old();
+	return beside ? TCX_NEXT : TCX_DROP;
+}
+
+SEC("tc")
+int new_program(void *ctx)
+{
+	change_new();
+	return TCX_DROP;
+}
+
+SEC("cgroup_skb/egress")
+int old_egress(void *ctx)
+{
+	change_old();
+	return 1;
+}
+
+SEC("cgroup_skb/egress")
+int new_egress(void *ctx)
+{
+	change_new();
+	return 1;
+}
+
+/* The traffic: by tail call, through a device, or from sockets, whose packets come here first. */
+SEC("tc")
+int traffic(void *ctx)
+{
+	next_packet();
+	bpf_tail_call(ctx, &turn, 0);
 	return 0;
 }
 
 SEC("tc")
-int traffic(void *ctx)
+int traffic_of_device(struct __sk_buff *skb)
 {
-	struct writer *writer = this_writer();
-	__u64 random = writer->random;
-
-	random ^= random << 13;
-	random ^= random >> 7;
-	random ^= random << 17;
-	writer->random = random;
-	bpf_tail_call(ctx, &turn, 0);
-	count(&nobody);
+	next_packet();
+	if (bpf_clone_redirect(skb, LOOPBACK, 0) < 0)
+		count(&troubles);
 	return 0;
+}
+
+SEC("cgroup_skb/egress")
+int traffic_of_sockets(void *ctx)
+{
+	next_packet();
+	return 1;
 }
 
 static long fill_one(__u32 number, void *ctx)
@@ -266,7 +324,7 @@ int copy(struct bpf_iter__bpf_map_elem *ctx)
 	__u64 *value = ctx->value, *found, state;
 	struct writer *writer;
 	struct new_key new;
-	long error;
+	int error;
 
 	if (!key || !value)
 		return 0;

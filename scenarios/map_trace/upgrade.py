@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ctypes import Array, c_char
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -22,59 +21,29 @@ from harness.guest.bpf.object import Object
 from harness.guest.bpf.probe import has
 from harness.guest.bpf.prog import Prog
 from harness.guest.waiting import wait_until
+from scenarios.map_trace.accounts import Elements, Seen, Writer, differences
 from scenarios.map_trace.actors import SMALLEST_PACKET
+from scenarios.map_trace.ways import WAYS, LinkedWay, Way
 
 OBJECT = Path(__file__).with_name("upgrade.bpf.o")
 NEEDED = ("fentry:htab_map_update_elem", "fentry:htab_map_delete_elem")
-PROGRAMS = (
-    *("old_program", "new_program", "traffic", "fill", "copy", "sweep"),
-    *("mirror_update", "mirror_delete", "witness_update", "witness_delete"),
-)
+PROGRAMS = ("fill", "copy", "sweep", "mirror_update", "mirror_delete", "witness_update", "witness_delete")
 MOST_KEYS = 8192  # of upgrade.bpf.c
-AT_A_TIME = 500
 A_FEW = 200
 MOST_PASSES = 20
-Elements = dict[int, int]
-
-
-@dataclass(frozen=True)
-class Writer:
-    """What the traffic of one CPU did: struct writer of upgrade.bpf.c."""
-
-    random: int
-    version: int
-    changes: int
-    new_changes: int
-    inserts: int
-    updates: int
-    deletes: int
-    copying: int
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Numbers of the changes that somebody saw of one CPU: struct seen of upgrade.bpf.c."""
-
-    first: int
-    last: int
-    count: int
-    gaps: int
-
-    def missed(self, last: int = 0) -> int:
-        """How many changes were not seen from the first one seen on, up to the last one seen or a later one."""
-        return max(last, self.last) - self.first + 1 - self.count if self.count else 0
 
 
 class Upgrade:
-    """The two programs, their maps, the traffic and the tracers of upgrade.bpf.c."""
+    """The two programs, their maps, the traffic and the tracers of upgrade.bpf.c; `way` is the programs' traffic."""
 
-    def __init__(self, stack: ExitStack, *, keys: int, busy: int, shared: bool) -> None:
+    def __init__(self, stack: ExitStack, way: type[Way], *, keys: int, busy: int, shared: bool) -> None:
         self._variables: dict[str, Array[c_char]] = {}
         self._object = stack.enter_context(Object.open(OBJECT)).load()
-        self.old, self.new, self._turn = (
-            stack.enter_context(self._object.map(name)) for name in ("old_state", "new_state", "turn")
+        self.old, self.new = (
+            stack.enter_context(self._object.map(name)) for name in ("old_state", "new_state")
         )
         self._progs = {name: stack.enter_context(self._object.prog(name)) for name in PROGRAMS}
+        self.way = way(stack, self._object)
         self.cpus = sorted(os.sched_getaffinity(0))
         self["old_id"], self["new_id"] = self.old.id, self.new.id
         self["keys"], self["busy"], self["shared"], self["cpus"] = keys, busy, shared, len(self.cpus)
@@ -117,10 +86,6 @@ class Upgrade:
         """Attach a tracer until the link is closed."""
         return Link.tracing(self.prog(name), uapi.BPF_TRACE_FEXIT)
 
-    def give_to(self, program: str) -> None:
-        """Let the traffic go to a program from now on, on all CPUs."""
-        self._turn.update(0, self.prog(program).fd)
-
     def begin(self, seed: int) -> None:
         """Fill the old map, empty the new one, forget all counts."""
         for name in ("writers", "by_mirror", "by_witness"):
@@ -141,10 +106,12 @@ class Upgrade:
             "give_ups",
             "regressions",
             "noting",
+            "beside",
         ):
             self[name] = 0
         assert self.prog("fill").test_run(SMALLEST_PACKET).retval == 0
-        self.give_to("old_program")
+        self.new.lookup_batch(MOST_KEYS, delete=True)
+        self.way.give_to_old()
 
     @contextmanager
     def traffic(self) -> Iterator[None]:
@@ -154,7 +121,7 @@ class Upgrade:
         def drive(cpu: int) -> None:
             os.sched_setaffinity(0, {cpu})
             while not stop.is_set():
-                self.prog("traffic").test_run(SMALLEST_PACKET, repeat=AT_A_TIME)
+                self.way.send()
 
         threads = [Thread(target=drive, args=(cpu,)) for cpu in self.cpus]
         for thread in threads:
@@ -220,13 +187,18 @@ class Upgrade:
         self["repairing"] = 0
 
     def state(self, map: Map) -> Elements:
-        """A map's content by the number of the key; each key must be the one that is made of the number."""
+        """A map's content by the number of the key.
+
+        A key that is not made of one number has one of its own: an element of a preallocated map is used anew at once,
+        so that who walks may read half of one key and half of the next.
+        """
         elements, rest = map.lookup_batch(MOST_KEYS)
         assert rest is None
         found = {}
         for key, value in elements:
             number, inverse = struct.unpack("=II", key)[:: 1 if map is self.old else -1]
-            assert number ^ inverse == 0xFFFFFFFF, f"no key of ours: {key.hex()}"
+            if number ^ inverse != 0xFFFFFFFF:
+                number |= inverse + 1 << 32
             found[number] = int.from_bytes(value, "little")
         assert len(found) == len(elements), "a key is there twice"
         return found
@@ -237,16 +209,6 @@ class Upgrade:
         return {number: version for number, version in enumerate(versions[: self.keys]) if version}
 
 
-def differences(expected: Elements, found: Elements) -> dict[str, int]:
-    """How many keys are not as they should be."""
-    both = expected.keys() & found.keys()
-    return {
-        "lost": len(expected.keys() - found.keys()),
-        "stale": sum(expected[number] != found[number] for number in both),
-        "resurrected": len(found.keys() - expected.keys()),
-    }
-
-
 def naive_round(upgrade: Upgrade) -> dict[str, int]:
     """Copy, then switch."""
     upgrade["naive"] = 1
@@ -254,7 +216,7 @@ def naive_round(upgrade: Upgrade) -> dict[str, int]:
         upgrade.let_pass("changes")
         upgrade.walk("copy", upgrade.old)
         upgrade.let_pass("changes")
-        upgrade.give_to("new_program")
+        upgrade.way.give_to_new()
         upgrade.let_pass("new_changes")
     return _result(upgrade, upgrade.truth())
 
@@ -266,22 +228,41 @@ def early_round(upgrade: Upgrade) -> dict[str, int]:
         with upgrade.attach("mirror_delete"), upgrade.attach("mirror_update"):
             upgrade.copy()
         upgrade.let_pass("changes")
-        upgrade.give_to("new_program")
+        upgrade.way.give_to_new()
         upgrade.let_pass("new_changes")
     return _result(upgrade, upgrade.truth())
 
 
 def careful_round(upgrade: Upgrade) -> dict[str, int]:
     """Mirror deletes and updates, copy until a pass adds nothing, switch, and only then let the tracers go."""
-    return _mirrored_round(upgrade, switch=True)
+    return _mirrored_round(upgrade, _switch)
+
+
+def beside_round(upgrade: Upgrade) -> dict[str, int]:
+    """The same, but both programs have the traffic for a while before the old one goes."""
+    return _mirrored_round(upgrade, _take_over)
 
 
 def contended_round(upgrade: Upgrade) -> dict[str, int]:
     """The same, but all CPUs change the same keys, and the traffic ends instead of going to the new program."""
-    return _mirrored_round(upgrade, switch=False)
+    return _mirrored_round(upgrade, None)
 
 
-def _mirrored_round(upgrade: Upgrade, *, switch: bool) -> dict[str, int]:
+def _switch(upgrade: Upgrade) -> None:
+    upgrade.way.give_to_new()
+    upgrade.let_pass("new_changes")
+
+
+def _take_over(upgrade: Upgrade) -> None:
+    assert isinstance(upgrade.way, LinkedWay)
+    upgrade["beside"] = 1
+    upgrade.way.join()
+    upgrade.let_pass("new_changes")
+    upgrade.way.part()
+    upgrade.let_pass("new_changes")
+
+
+def _mirrored_round(upgrade: Upgrade, end: Callable[[Upgrade], None] | None) -> dict[str, int]:
     upgrade["naive"] = 0
     before = upgrade.skipped(), upgrade.unwitnessed()
     with ExitStack() as tracers, upgrade.traffic():
@@ -297,10 +278,9 @@ def _mirrored_round(upgrade: Upgrade, *, switch: bool) -> dict[str, int]:
                 break
             missed = now
             upgrade.repair()
-        if switch:
-            upgrade.give_to("new_program")
-            upgrade.let_pass("new_changes")
-    expected = upgrade.truth() if switch else upgrade.state(upgrade.old)
+        if end is not None:
+            end(upgrade)
+    expected = upgrade.state(upgrade.old) if end is None else upgrade.truth()
     result = _result(upgrade, expected)
     return {
         **result,
@@ -320,27 +300,36 @@ def _result(upgrade: Upgrade, expected: Elements) -> dict[str, int]:
         found[name] += upgrade[name]
     for name in ("inserts", "updates", "deletes"):
         found[name] = sum(getattr(writer, name) for writer in upgrade.writers)
-    for name in ("nobody", "troubles", "failures", "repeats", "give_ups"):
+    packets = zip(*(writer.packets for writer in upgrade.writers), strict=True)
+    found["nobody"], _, _, found["both"] = map(sum, packets)
+    for name in ("troubles", "failures", "repeats", "give_ups"):
         found[name] = upgrade[name]
     # Versions grow by CPU, so that a key that several CPUs change has no newest one.
     found["regressions"] = 0 if upgrade["shared"] else upgrade["regressions"]
     return found
 
 
-ROUNDS = {"naive": naive_round, "early": early_round, "careful": careful_round, "contended": contended_round}
+ROUNDS = {
+    "naive": naive_round,
+    "early": early_round,
+    "careful": careful_round,
+    "beside": beside_round,
+    "contended": contended_round,
+}
 
 
-def rounds(kind: str, *, number: int, seed: int, keys: int) -> list[dict[str, int]] | None:
+def rounds(kind: str, way: str, *, number: int, seed: int, keys: int) -> list[dict[str, int]] | str:
     """Play rounds of a kind, all with one load of the programs. Three keys of four change.
 
     Returns of each how many keys were "lost", "stale" and "resurrected", what the traffic did, and what its tracers
-    and the witness counted; None where the functions behind a hash map can't be traced.
+    and the witness counted; or what this kernel lacks.
     """
-    if not all(has(feature) for feature in NEEDED):
-        return None
+    for feature in (*NEEDED, *WAYS[way].NEEDED):
+        if not has(feature):
+            return feature
     results = []
     with ExitStack() as stack:
-        upgrade = Upgrade(stack, keys=keys, busy=keys * 3 // 4, shared=kind == "contended")
+        upgrade = Upgrade(stack, WAYS[way], keys=keys, busy=keys * 3 // 4, shared=kind == "contended")
         for name in ("witness_delete", "witness_update"):
             stack.enter_context(upgrade.attach(name))
         for each in range(number):
