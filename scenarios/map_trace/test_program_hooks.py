@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from harness.guest.bpf import uapi
+from harness.guest.bpf import cgroup, uapi
+from harness.guest.bpf.cgroup import Cgroup
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.syscall import BpfError, refused
@@ -52,6 +54,8 @@ def test_a_change_through_a_pointer_is_seen_where_the_program_tells_it(
         assert publisher.change(21) == 1
     publisher.change(22)
     assert tracer.seen == 0
+    publisher.state[3] = 23
+    assert tracer.seen == 1
     assert [watcher[name] for name in ("entered", "left", "last_key", "last_value", "last_answer")] == [
         2,
         2,
@@ -70,9 +74,19 @@ def test_a_main_program_is_traced_as_a_function_is(publisher: Publisher, watch: 
 
 
 def test_a_cgroups_program_can_be_traced(publisher: Publisher, watch: Watch) -> None:
-    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c fentry_to_cgroup_bpf: it loads and attaches."""
-    watcher = watch(leave_main=(publisher.progs["permit"], "permit"))
-    Link.tracing(watcher.progs["leave_main"], FEXIT).close()
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c fentry_to_cgroup_bpf: each connect in the cgroup is seen."""
+    permit = publisher.progs["permit"]
+    watcher = watch(leave_main=(permit, "permit"))
+    with (
+        Cgroup.create("traced") as group,
+        cgroup.link(group, permit, attach_type=uapi.BPF_CGROUP_INET4_CONNECT),
+        group.entered(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        with Link.tracing(watcher.progs["leave_main"], FEXIT):
+            udp.connect(("127.0.0.1", 9))
+        udp.connect(("127.0.0.1", 9))
+    assert (watcher["left"], watcher["last_answer"]) == (1, 1)
 
 
 def test_a_programs_function_is_replaced_and_comes_back(publisher: Publisher, watch: Watch) -> None:
@@ -99,6 +113,21 @@ def test_one_replacement_serves_several_programs(
     assert (publisher.change(2), second.change(2)) == (1, 1)
 
 
+def test_a_replacement_is_traced_but_its_result_is_not_modified(publisher: Publisher, watch: Watch) -> None:
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c fmod_ret_freplace: while it stands in its target's place."""
+    replacement = watch(replace=(publisher.main, "changed")).progs["replace"]
+    target = (replacement, "replace")
+    watcher = watch(enter=target, leave=target)
+    with Link.tracing(replacement, 0):
+        with refused(errno.EINVAL, log="can't modify return codes of BPF programs"):
+            watch(modify=target)
+        with Link.tracing(watcher.progs["enter"], FENTRY), Link.tracing(watcher.progs["leave"], FEXIT):
+            assert publisher.change(8) == 40
+        assert publisher.change(9) == 40
+    names = ("entered", "left", "last_key", "last_value", "last_answer")
+    assert [watcher[name] for name in names] == [1, 1, 3, 8, 40]
+
+
 def test_a_function_is_either_replaced_or_traced(publisher: Publisher, watch: Watch) -> None:
     """MTRACE-HOOK-026: EBUSY for the one that comes second."""
     target = (publisher.main, "changed")
@@ -122,9 +151,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_no_hook_is_refused(publisher: Publisher, watch: Watch, case: str) -> None:
-    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c func_replace_verify, func_replace_unreliable,
-    fmod_ret_freplace.
-    """
+    """MTRACE-HOOK-026, upstream prog_tests/fexit_bpf2bpf.c func_replace_verify, func_replace_unreliable."""
     program, function, gist = REFUSALS[case]
     with refused(errno.EINVAL, errno.ENOENT, errno.ESRCH, log=gist):
         watch(**{program: (publisher.main, function)})
