@@ -14,6 +14,7 @@ import struct
 from harness.guest import objects
 from harness.guest.bpf import uapi
 from harness.guest.bpf.attrs import ATTR_SIZE
+from harness.guest.bpf.descriptor import ids
 from harness.guest.bpf.syscall import system_call
 from harness.guest.netns import libc
 from harness.guest.state import TAINTED
@@ -41,8 +42,8 @@ class Fingerprint:
     def __init__(self) -> None:
         self._highest = []
         for command in _NEXT_ID:
-            ids = objects.ids(command)
-            attr = ctypes.create_string_buffer(struct.pack("I", ids[-1] if ids else 0), ATTR_SIZE)
+            highest = max(ids(command), default=0)
+            attr = ctypes.create_string_buffer(struct.pack("I", highest), ATTR_SIZE)
             self._highest.append((command, attr))
         self._files = [(path, _read(path)) for path in _FILES]
         self._pins = os.listdir(objects.BPFFS)  # noqa: PTH208 - names are enough, and no Path objects

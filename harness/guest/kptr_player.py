@@ -13,22 +13,18 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 from harness.guest import kptr_mover, modules
 from harness.guest.bpf import btf, uapi
-from harness.guest.bpf.attrs import Attr, MapBatch, MapElem, ProgBindMap, TestRun
-from harness.guest.bpf.descriptor import Descriptor
+from harness.guest.bpf.attrs import MapBatch, MapElem, ProgBindMap, TestRun
 from harness.guest.bpf.map import Map, possible_cpus
-from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError, raw_call
+from harness.guest.errnos import errno_of
 from harness.guest.kptr_kinds import KINDS_OF_MAPS, PUT_STATIC, STATIC, Kind
 from harness.guest.kptr_mover import NO_ELEMENT, ORDER, VALUE_SIZE, Place, Places, Template, ValueTypes
 from harness.guest.kr_modules import KrKptr, missing
-from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
+from harness.guest.playing import NOT_OPEN, UNTRIED, Staged, settled
 
-UNTRIED = -2
 SETTLE_SECONDS = 0.3  # grace periods, of RCU-tasks-trace and of plain RCU behind it
 MOST = 16  # elements in a batch
 GARBAGE = b"\xff" * 16  # what user space writes where pointers are
@@ -103,14 +99,11 @@ class Player(Staged):
     """The stage, and how each call is made on it: the module, loaded, and nothing else."""
 
     def __init__(self, templates: Sequence[Sequence[Any]] = ()) -> None:
+        super().__init__()
         self._templates = {_places(*row[0]): _template(*row[1:]) for row in templates}
-        self._fds: dict[str, int] = {}
-        self._ids: dict[str, int] = {}
-        self._kinds: dict[str, type[Descriptor]] = {}
         self._shapes: dict[str, Kind] = {}
         self._made_as: dict[str, str] = {}
         self._inner: dict[str, str] = {}
-        self._pins: dict[str, Path] = {}
         self._elem, self._batch, self._bind = MapElem(), MapBatch(), ProgBindMap()
         self._run, self._sleeping_run = TestRun(), TestRun()
         self._key, self._inner_fd = ctypes.c_uint32(), ctypes.c_uint32()
@@ -155,17 +148,10 @@ class Player(Staged):
     def clear(self) -> list[Any]:
         """Let go of everything; what still exists of it then, or after some time, and the numbers that are not zero
         though no map and no program is left."""
-        while self._pins:
-            self._pins.popitem()[1].unlink()
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+        self._let_go()
         existing = settled(self._existing, lambda found: not found, SETTLE_SECONDS)
         still = settled(self._held, lambda numbers: not any(numbers), SETTLE_SECONDS)
         return [sorted(existing), *(still if any(still) else [])]
-
-    def _existing(self) -> set[str]:
-        ids = {kind: set(kind.ids()) for kind in (Prog, Map)}
-        return {name for name, id in self._ids.items() if id in ids[self._kinds[name]]}  # type: ignore[index]
 
     def _held(self) -> list[int]:
         look = self.look()
@@ -178,15 +164,11 @@ class Player(Staged):
         done = getattr(self, f"_do_{call['op']}")(call)
         return done if isinstance(done, tuple) else (done, None)
 
-    @staticmethod
-    def _bpf(command: int, attr: Attr) -> int:
-        return max(-raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr)), 0)
-
     def _do_create(self, call: dict[str, Any]) -> int:
         name, kind = call["map"], KINDS_OF_MAPS[call["kind"]]
-        error = refusal_of(lambda: self._remember(name, self._create(kind, call["inner"]), kind))
+        error = errno_of(lambda: self._remember(name, self._create(kind, call["inner"])))
         if error == 0:
-            self._made_as[name] = call["kind"]
+            self._shapes[name], self._made_as[name] = kind, call["kind"]
             self._inner[name] = self._made_as.get(call["inner"], "") if kind.outer else ""
         return error
 
@@ -221,15 +203,6 @@ class Player(Staged):
         settled(self._users, lambda users: users == OPEN_FILES, SETTLE_SECONDS)
         self._own_users = OPEN_FILES
 
-    def _remember(self, name: str, made: Map | Prog, kind: Kind | None = None) -> None:
-        self._ids[name], self._kinds[name] = made.id, type(made)
-        if kind is not None:
-            self._shapes[name] = kind
-        self._fds[name] = made.release()
-
-    def _fd(self, name: str | None) -> int:
-        return self._fds.get(name or "", NOT_OPEN)
-
     # Elements
 
     def _at_key(self, command: int, call: dict[str, Any], value: Any = None) -> int:
@@ -242,7 +215,7 @@ class Player(Staged):
         attr.key = ctypes.addressof(self._key)
         attr.value = 0 if value is None else ctypes.addressof(value)
         attr.flags = call.get("flags", 0)
-        return self._bpf(command, attr)
+        return -self._bpf(command, attr)
 
     def _do_update(self, call: dict[str, Any]) -> int:
         self._value.raw = self._bytes(call)
@@ -275,7 +248,7 @@ class Player(Staged):
         if kind is None or not kind.outer:
             return self._looked_up(uapi.BPF_MAP_LOOKUP_ELEM, call)
         error = self._at_key(uapi.BPF_MAP_LOOKUP_ELEM, call, self._inner_fd)
-        names = {id: name for name, id in self._ids.items() if self._kinds[name] is Map}
+        names = {id: name for name, id in self.ids.items() if self._kinds[name] is Map}
         return error, None if error else names.get(self._inner_fd.value)
 
     def _do_take(self, call: dict[str, Any]) -> tuple[int, Any]:
@@ -293,7 +266,7 @@ class Player(Staged):
         attr.map_fd, attr.elem_flags = self._fd(call["map"]), call.get("flags", 0)
         attr.count = len(keys) or MOST
         self._keys.raw = b"".join(key.to_bytes(4, "little") for key in keys).ljust(len(self._keys), b"\0")
-        return self._bpf(command, attr)
+        return -self._bpf(command, attr)
 
     def _counted(self, error: int) -> tuple[int, Any]:
         """With how many were done; without, when none was tried."""
@@ -324,7 +297,7 @@ class Player(Staged):
         )
 
     def _do_freeze(self, call: dict[str, Any]) -> int:
-        return self._bpf(uapi.BPF_MAP_FREEZE, MapElem(map_fd=self._fd(call["map"])))
+        return -self._bpf(uapi.BPF_MAP_FREEZE, MapElem(map_fd=self._fd(call["map"])))
 
     # Programs
 
@@ -338,23 +311,21 @@ class Player(Staged):
             self._storage_users.add(call["prog"])
         fds = self._fd(call["map"]), self._fd(call["other"])
         made = self._templates.get(places)
-        return refusal_of(
-            lambda: self._remember(call["prog"], kptr_mover.load(places, fds, self._types, made))
-        )
+        return errno_of(lambda: self._remember(call["prog"], kptr_mover.load(places, fds, self._types, made)))
 
     def _place(self, name: str, field: int) -> Place:
         return Place(self._made_as.get(name, "array"), field, self._inner.get(name, ""))
 
     def _do_bind(self, call: dict[str, Any]) -> int:
         self._bind.prog_fd, self._bind.map_fd = self._fd(call["prog"]), self._fd(call["map"])
-        return self._bpf(uapi.BPF_PROG_BIND_MAP, self._bind)
+        return -self._bpf(uapi.BPF_PROG_BIND_MAP, self._bind)
 
     def _do_run(self, call: dict[str, Any]) -> tuple[int, Any]:
         words = ("verb", "object", "mark", "flags", "key", "via", "other", "other_via")
         ORDER.pack_into(self._order, 0, *(call[word] for word in words), 0, 0, 0, 0, 0)
         attr = self._sleeping_run if call["prog"] in self._storage_users else self._run
         attr.prog_fd = self._fd(call["prog"])
-        if error := self._bpf(uapi.BPF_PROG_TEST_RUN, attr):
+        if error := -self._bpf(uapi.BPF_PROG_TEST_RUN, attr):
             return error, None
         returned, *there = ORDER.unpack(self._order)[8:]
         return 0, [returned, self._contents(there[:2]), self._contents(there[2:])]
@@ -365,51 +336,13 @@ class Player(Staged):
             return None
         return [number - 1 if number else None for number in numbers]
 
-    # Descriptors
-
-    def _do_close(self, call: dict[str, Any]) -> int:
-        if call["name"] not in self._fds:
-            return errno.EBADF
-        os.close(self._fds.pop(call["name"]))
-        return 0
-
-    def _do_pin(self, call: dict[str, Any]) -> int:
-        name = call["name"]
-        path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
-        held = Descriptor(self._fd(name))
-        error = refusal_of(lambda: held.pin(path))
-        held.release()
-        if error == 0:
-            self._pins[name] = path
-        return error
-
-    def _do_unpin(self, call: dict[str, Any]) -> int:
-        if call["name"] not in self._pins:
-            return errno.ENOENT
-        self._pins.pop(call["name"]).unlink()
-        return 0
-
-    def _do_reopen(self, call: dict[str, Any]) -> int:
-        name = call["name"]
-        kind = self._kinds.get(name, Map)
-        try:
-            if call["by_id"]:
-                again = kind.from_id(self._ids.get(name, NO_ID))
-            else:
-                again = kind.get(self._pins.get(name, BPFFS / "kernrig-no-pin"))
-        except BpfError as error:
-            return error.errno or 0
-        self._do_close({"name": name})
-        self._fds[name] = again.release()
-        return 0
-
     # The module
 
     def _do_unload(self, _call: dict[str, Any]) -> int:
         if self._users() == self._own_users:
             self._close_types()
         self._close_counters()
-        error = refusal_of(self._module.unload)
+        error = errno_of(self._module.unload)
         if error == 0:
             self._module = KrKptr()
         self._open_counters()

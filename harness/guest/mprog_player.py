@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Carries out a whole sequence of calls about ordered lists in one job, and tells what the kernel answered.
 
-The calls are those of `harness.oracle.calls` as JSON, in terms of names; the answers are numbers, with the ids that
-the names have got. Under TCG every line of Python counts, so attributes and buffers are made once.
+The calls are those of `harness.oracle.mprog_calls` as JSON, in terms of names; the answers are numbers, with the ids
+that the names have got. Under TCG every line of Python counts, so attributes and buffers are made once.
 """
 
 from __future__ import annotations
@@ -16,23 +16,16 @@ from typing import Any
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
-from harness.guest.bpf.attrs import (
-    Attr,
-    GetId,
-    LinkCreateMprog,
-    LinkDetach,
-    LinkUpdate,
-    ProgAttach,
-    ProgQuery,
-)
+from harness.guest.bpf.attrs import LinkCreateMprog, LinkDetach, LinkUpdate, ProgAttach, ProgQuery
+from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.info import link_info
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.mprog import CAPACITY
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import raw_call
+from harness.guest.errnos import errno_of
 from harness.guest.netns import NetNamespace
-from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
+from harness.guest.playing import NO_ID, Staged, settled
 from harness.guest.rtnl import (
     Request,
     delete_ingress_side,
@@ -47,7 +40,6 @@ from harness.guest.rtnl import (
 INDEX = {"d0": 101, "d1": 102, "nk": 103, "nk_peer": 104, "gone": 199}
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 CGROUPS = Path("/sys/fs/cgroup")
-NO_PIN = BPFFS / "kernrig-no-pin"
 UNTOUCHED = 0xA5A5A5A5
 SETTLE_SECONDS = 0.15
 
@@ -90,20 +82,19 @@ class Player(Staged):
     """The stage: devices, cgroups, programs, links. A context manager that clears it all away."""
 
     def __init__(self, hooks: dict[str, tuple[str, int]], progs: dict[str, str]) -> None:
+        super().__init__()
         self._hooks = hooks
         self._types = progs
         self._targets = dict(INDEX)
-        self._fds = {"": 0, "closed": NOT_OPEN}
+        self._fds[""] = 0
         self._links: dict[str, str] = {}  # name: hook
         self._names: dict[int, str] = {}
-        self._pins: dict[str, Path] = {}
         self._away: set[str] = set()
         self._spares = 0
         self._attach, self._create = ProgAttach(), LinkCreateMprog()
         self._update, self._detach, self._query = LinkUpdate(), LinkDetach(), ProgQuery()
         self._prog_ids = (ctypes.c_uint32 * (CAPACITY + 1))()
         self._link_ids = (ctypes.c_uint32 * (CAPACITY + 1))()
-        self.ids: dict[str, int] = {}
 
     # Setting and clearing the stage
 
@@ -135,8 +126,7 @@ class Player(Staged):
             self._stack.callback(self._remove_groups)
         a_map = self._stack.enter_context(Map.create(uapi.BPF_MAP_TYPE_ARRAY, 4, 4, 1))
         self._fds["a_map"] = a_map.fd
-        self._stack.callback(self._close_all)
-        self._stack.callback(self._unpin_all)
+        self._stack.callback(self._let_go)
         for name, type in self._types.items():
             self._load(name, type)
 
@@ -144,17 +134,11 @@ class Player(Staged):
         self._know(name, Prog.load(_CODE, _TYPES[type], name=name))
 
     def _know(self, name: str, prog: Prog) -> None:
-        self.ids[name] = prog.id
         self._names[prog.id] = name
-        self._fds[name] = prog.release()
+        self._remember(name, prog)
 
-    def _close_all(self) -> None:
-        for name in [name for name in self._fds if name in self.ids]:
-            os.close(self._fds.pop(name))
-
-    def _unpin_all(self) -> None:
-        while self._pins:
-            self._pins.popitem()[1].unlink()
+    def _kind_of(self, name: str) -> type[Descriptor]:  # noqa: ARG002
+        return Link  # whatever it is
 
     def _remove_groups(self) -> None:
         while self._groups:
@@ -202,10 +186,8 @@ class Player(Staged):
         fd = self._bpf(uapi.BPF_LINK_CREATE, attr)
         if fd < 0:
             return -fd
-        name = call["link"]
-        self._fds[name] = fd
-        self._links[name] = call["hook"]
-        self.ids[name] = link_info(fd).id
+        self._remember(call["link"], Link(fd))
+        self._links[call["link"]] = call["hook"]
         return 0
 
     def _do_update(self, call: dict[str, Any]) -> int:
@@ -220,16 +202,6 @@ class Player(Staged):
         self._detach.link_fd = self._fd(call["link"])
         return -self._bpf(uapi.BPF_LINK_DETACH, self._detach)
 
-    def _do_close(self, call: dict[str, Any]) -> int:
-        try:
-            os.close(self._fds.pop(call["name"], NOT_OPEN))
-        except OSError as error:
-            return error.errno or 0
-        return 0
-
-    def _bpf(self, command: int, attr: Attr) -> int:
-        return raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr))
-
     def _do_fill(self, call: dict[str, Any]) -> int:
         hook = call["hook"]
         type = "cgroup_skb" if self._hooks[hook][0].startswith("cg") else "sched_cls"
@@ -243,52 +215,19 @@ class Player(Staged):
             error = self._do_attach(request | {"prog": name})
         return error
 
-    def _do_pin(self, call: dict[str, Any]) -> int:
-        name = call["link"]
-        path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
-        link = Link(self._fd(name))
-        error = refusal_of(lambda: link.pin(path))
-        link.release()
-        if error == 0:
-            self._pins[name] = path
-        return error
-
     def _do_unpin(self, call: dict[str, Any]) -> int:
-        name = call["link"]
-        if name not in self._pins:
-            return errno.ENOENT
-        hook, held = self._links[name], name in self._fds
+        name = call["name"]
+        if name not in self._pins or name in self._fds:
+            return super()._do_unpin(call)
         with Link.from_id(self.ids[name]) as link:
             info = link.info()
+        hook = self._links[name]
         before = self._view_where_it_is(hook)
-        self._pins.pop(name).unlink()
-        if not held:  # then the kernel releases the link some time later
-            settled(
-                lambda: refusal_of(lambda: Link.from_id(self.ids[name]).close()),
-                lambda error: error == errno.ENOENT,
-                SETTLE_SECONDS,
-            )
-            if info.ifindex or info.cgroup_id:
-                settled(lambda: self._view_where_it_is(hook), lambda view: view != before, SETTLE_SECONDS)
-        return 0
-
-    def _do_reopen(self, call: dict[str, Any]) -> int:
-        name = call["link"]
-        opened = -1
-
-        def open_again() -> None:
-            nonlocal opened
-            by_id = call["by_id"]
-            link = (
-                Link.from_id(self.ids.get(name, NO_ID)) if by_id else Link.get(self._pins.get(name, NO_PIN))
-            )
-            opened = link.release()
-
-        error = refusal_of(open_again)
-        if error == 0:
-            if name in self._fds:
-                os.close(self._fds[name])
-            self._fds[name] = opened
+        error = super()._do_unpin(call)
+        # The kernel releases the link some time later.
+        settled(lambda: self._is_gone(name), bool, SETTLE_SECONDS)
+        if info.ifindex or info.cgroup_id:
+            settled(lambda: self._view_where_it_is(hook), lambda view: view != before, SETTLE_SECONDS)
         return error
 
     def _do_add_qdisc(self, call: dict[str, Any]) -> int:
@@ -313,16 +252,13 @@ class Player(Staged):
         return error
 
     def _configure(self, request: Request, ns: NetNamespace | None = None) -> int:
-        return refusal_of(lambda: (ns or self._ns).rtnl.request(request))
+        return errno_of(lambda: (ns or self._ns).rtnl.request(request))
 
     def _view_where_it_is(self, hook: str) -> list[Any]:
         """The view from the namespace in which the hook's device is."""
         if self._hooks[hook][0] in self._away and self._other_ns is not None:
             return self._other_ns.run(self.view, hook)
         return self.view(hook)
-
-    def _fd(self, name: str | None) -> int:
-        return self._fds.get(name or "", NOT_OPEN)
 
     def _number(self, name: str | None, flags: int) -> int:
         if name is None:
@@ -368,7 +304,7 @@ class Player(Staged):
     def close_programs(self, alive: list[str]) -> list[str]:
         """Close all programs; those that then exist, as soon as they are just `alive` or after some time."""
         for name in [name for name in self._fds if name in self.ids and name not in self._links]:
-            os.close(self._fds.pop(name))
+            self._do_close({"name": name})
         return self._settle(set(alive))
 
     def remove_targets(self) -> dict[str, list[Any]]:
@@ -382,23 +318,9 @@ class Player(Staged):
 
     def close_links(self) -> list[str]:
         """Let go of all links; programs and links that exist still, as soon as there are none or after some time."""
-        self._unpin_all()
-        self._close_all()
+        self._let_go()
         return self._settle(set())
 
     def _settle(self, wanted: set[str]) -> list[str]:
         kept = {name for name in self._links if name in self._fds or name in self._pins}
         return sorted(settled(self._existing, lambda found: found == wanted | kept, SETTLE_SECONDS) - kept)
-
-    def _existing(self) -> set[str]:
-        progs, links = _ids(uapi.BPF_PROG_GET_NEXT_ID), _ids(uapi.BPF_LINK_GET_NEXT_ID)
-        return {name for name, id in self.ids.items() if id in (links if name in self._links else progs)}
-
-
-def _ids(command: int) -> set[int]:
-    attr = GetId()
-    found = set()
-    while raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr)) == 0:
-        found.add(attr.next_id)
-        attr.start_id = attr.next_id
-    return found

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Several threads carry out calls about the same ordered lists at once while frames pass, and tell what they saw.
 
-The calls are those of `harness.oracle.calls` as JSON, but what a user would take from what it saw last is left open
-until the call is made (`Memory`); the calls that come back have it filled in. Programs journal each frame: its mark
-says where.
+The calls are those of `harness.oracle.mprog_calls` as JSON, but what a user would take from what it saw last is left
+open until the call is made (`Memory`); the calls that come back have it filled in. Programs journal each frame: its
+mark says where.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from harness.guest.bpf.asm import (
 from harness.guest.bpf.attrs import Attr
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
+from harness.guest.errnos import errno_of
 from harness.guest.mprog_frames import MOST_FRAMES, PATHS, Sender
 from harness.guest.mprog_player import INDEX, Player
 from harness.guest.netns import NetNamespace
@@ -193,7 +194,7 @@ class Racer(Player):
         self._arena = arena
         self._thread = thread
         self._targets, self._fds, self._links = arena._targets, arena._fds, arena._links
-        self._names, self.ids = arena._names, arena.ids
+        self._names, self._kinds, self.ids = arena._names, arena._kinds, arena.ids
         self._memory = Memory(arena.links)
         self._invoked = self._returned = 0
 
@@ -244,20 +245,14 @@ class Racer(Player):
     def _do_close(self, call: dict[str, Any]) -> int:
         name = call["name"]
         number = self._fd(name)
-        try:
-            self._timed(lambda: os.close(number))
-        except OSError as error:
-            return error.errno or 0
-        self._arena.closed.add(name)
-        return 0
+        error = errno_of(lambda: self._timed(lambda: os.close(number)))
+        if error == 0:
+            self._arena.closed.add(name)
+        return error
 
     def _configure(self, request: Request, ns: NetNamespace | None = None) -> int:
         assert ns is None, "racers move no devices"
-        try:
-            self._timed(lambda: self._rtnl.request(request))
-        except OSError as error:
-            return error.errno or 0
-        return 0
+        return errno_of(lambda: self._timed(lambda: self._rtnl.request(request)))
 
 
 def _each(act: Callable[[dict[str, Any]], None], calls: list[dict[str, Any]]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.guest import modules
 from harness.guest.bpf import uapi
 from harness.guest.bpf.attrs import GetId
-from harness.guest.bpf.descriptor import Descriptor
+from harness.guest.bpf.descriptor import Descriptor, ids
 from harness.guest.bpf.info import btf_info, link_info, map_info, prog_info
 from harness.guest.bpf.syscall import BpfError, bpf
 from harness.guest.netns_census import network_namespaces
@@ -59,21 +59,6 @@ def settle(before: Inventory, timeout: float) -> Inventory:
         now = replace(now, **{kind: LISTERS[kind]() for kind in again})
     now = inventory()
     return before if now == before else now
-
-
-def ids(command: int) -> list[int]:
-    """All ids that one of the BPF_*_GET_NEXT_ID commands walks over, ascending. Raises BpfError."""
-    attr = GetId()
-    found: list[int] = []
-    try:
-        while True:
-            bpf(command, attr)
-            found.append(attr.next_id)
-            attr.start_id = attr.next_id
-    except BpfError as end:
-        if end.errno != errno.ENOENT:
-            raise
-    return found
 
 
 def _describe_prog(fd: int) -> Item:

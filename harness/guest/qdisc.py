@@ -43,11 +43,6 @@ def add_netem(device: Device, *, delay_us: int = 0, loss_percent: float = 0.0, l
     )
 
 
-def delete_root(device: Device) -> None:
-    """Delete the root qdisc; the device gets its default back. Raises NetlinkError if it has the default."""
-    device.ns.ipr.tc("del", index=device.ifindex, root=True)
-
-
 def add_bpf_filter(
     device: Device,
     prog_fd: int,

@@ -19,21 +19,19 @@ from typing import Any
 from harness.guest import tcp
 from harness.guest.bpf import btf, probe, uapi
 from harness.guest.bpf.asm import asm, exit_, mov, r0
-from harness.guest.bpf.attrs import Attr, InfoByFd, LinkCreate, LinkDetach, LinkUpdate, MapCreate, MapElem
+from harness.guest.bpf.attrs import InfoByFd, LinkCreate, LinkDetach, LinkUpdate, MapCreate, MapElem
 from harness.guest.bpf.btf_builder import BtfBuilder
-from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.info import RawLinkInfo
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
-from harness.guest.bpf.syscall import raw_call
+from harness.guest.errnos import errno_of
 from harness.guest.netns import NetNamespace
-from harness.guest.playing import BPFFS, NO_ID, NOT_OPEN, Staged, refusal_of, settled
+from harness.guest.playing import NO_ID, UNTRIED, Staged, settled
 
 TYPE = "tcp_congestion_ops"
 DEFAULT = "reno"
-UNTRIED = -2
 SYSCTLS = Path("/proc/sys/net/ipv4")
 MODPROBE = Path("/proc/sys/kernel/modprobe")
 TRUE_TYPE, NO_TYPE = 1, 2
@@ -111,10 +109,8 @@ class Player(Staged):
     """The stage, and how each call is made on it."""
 
     def __init__(self, progs: dict[str, str]) -> None:
+        super().__init__()
         self._types = progs
-        self._fds: dict[str, int] = {}
-        self._kinds: dict[str, type[Descriptor]] = {}
-        self._pins: dict[str, Path] = {}
         self._socks: dict[str, socket.socket] = {}
         self._peers: dict[str, str] = {}
         self._polls: dict[str, select.poll] = {}
@@ -122,7 +118,6 @@ class Player(Staged):
         self._update, self._detach = LinkUpdate(), LinkDetach()
         self._info, self._raw_info = InfoByFd(), RawLinkInfo()
         self._key, self._next = ctypes.c_uint32(), ctypes.c_uint32()
-        self.ids: dict[str, int] = {}
 
     # Setting and clearing the stage
 
@@ -158,7 +153,7 @@ class Player(Staged):
         self._link.attach_type = uapi.BPF_STRUCT_OPS
         self._stack.callback(self.clear)
         for name, type in self._types.items():
-            self._know(name, self._load(name, type))
+            self._remember(name, self._load(name, type))
 
     def _sysctl(self, name: str) -> int:
         fd = os.open(SYSCTLS / name, os.O_RDWR if name == "tcp_congestion_control" else os.O_RDONLY)
@@ -178,12 +173,6 @@ class Player(Staged):
             attach_btf_id=btf.vmlinux().struct(TYPE),
         )
 
-    def _know(self, name: str, prog: Prog) -> None:
-        self._remember(name, Prog, prog.id, prog.release())
-
-    def _remember(self, name: str, kind: type[Descriptor], id: int, fd: int) -> None:
-        self.ids[name], self._kinds[name], self._fds[name] = id, kind, fd
-
     def clear(self) -> list[str]:
         """Unregister and let go of everything; what still exists of it then, or after some time."""
         while self._socks:
@@ -198,10 +187,7 @@ class Player(Staged):
                 if kind is Map and name in self._fds:
                     self._do_delete({"map": name, "key": 0})
                 self._do_close({"name": name})
-        while self._pins:
-            self._pins.popitem()[1].unlink()
-        for name in list(self._fds):
-            self._do_close({"name": name})
+        self._let_go()
         return self._settle(set())
 
     # Calls
@@ -210,9 +196,6 @@ class Player(Staged):
         """Carry out one call: 0, its errno, or what it returned instead as a negative number."""
         error: int = getattr(self, f"_do_{call['op']}")(call)
         return error
-
-    def _bpf(self, command: int, attr: Attr) -> int:
-        return -raw_call(command, ctypes.byref(attr), ctypes.sizeof(attr))
 
     def _do_create(self, call: dict[str, Any]) -> int:
         attr = self._create
@@ -223,11 +206,13 @@ class Player(Staged):
         attr.map_name = call["map"].encode()
         attr.btf_fd = self._own.fd
         attr.btf_vmlinux_value_type_id = {TRUE_TYPE: self._value_type, NO_TYPE: 1}.get(call["value_type"], 0)
-        fd = -self._bpf(uapi.BPF_MAP_CREATE, attr)
-        if fd < 0:
-            return -fd
-        made = Map(fd)
-        self._remember(call["map"], Map, made.id, made.release())
+        return self._keep(call["map"], Map, self._bpf(uapi.BPF_MAP_CREATE, attr))
+
+    def _keep(self, name: str, kind: type[Map | Link], made: int) -> int:
+        """0, and what was made has a name; or the errno."""
+        if made < 0:
+            return -made
+        self._remember(name, kind(made))
         return 0
 
     def _do_update(self, call: dict[str, Any]) -> int:
@@ -264,7 +249,7 @@ class Player(Staged):
         # a delete has no value
         attr.value = 0 if command == uapi.BPF_MAP_DELETE_ELEM else ctypes.addressof(self._buffer)
         attr.flags = flags
-        return self._bpf(command, attr)
+        return -self._bpf(command, attr)
 
     def _do_next_key(self, call: dict[str, Any]) -> int:
         attr = MapElem(map_fd=self._fd(call["map"]), value=ctypes.addressof(self._next))
@@ -272,27 +257,22 @@ class Player(Staged):
             self._key.value = call["key"]
             attr.key = ctypes.addressof(self._key)
         self._next.value = NO_ID
-        error = self._bpf(uapi.BPF_MAP_GET_NEXT_KEY, attr)
+        error = -self._bpf(uapi.BPF_MAP_GET_NEXT_KEY, attr)
         return error or self._next.value
 
     def _do_freeze(self, call: dict[str, Any]) -> int:
-        return self._bpf(uapi.BPF_MAP_FREEZE, MapElem(map_fd=self._fd(call["map"])))
+        return -self._bpf(uapi.BPF_MAP_FREEZE, MapElem(map_fd=self._fd(call["map"])))
 
     def _do_link(self, call: dict[str, Any]) -> int:
         self._link.map_fd = self._fd(call["map"])
         self._link.flags = call["flags"]
-        fd = -self._bpf(uapi.BPF_LINK_CREATE, self._link)
-        if fd < 0:
-            return -fd
-        made, name = Link(fd), call["link"]
-        self._remember(name, Link, made.id, made.release())
-        self._hold_link(name, fd)
-        return 0
+        return self._keep(call["link"], Link, self._bpf(uapi.BPF_LINK_CREATE, self._link))
 
-    def _hold_link(self, name: str, fd: int) -> None:
-        self._fds[name] = fd
-        self._polls[name] = select.poll()
-        self._polls[name].register(fd, 0)
+    def _hold(self, name: str, fd: int) -> None:
+        super()._hold(name, fd)
+        if self._kinds[name] is Link:
+            self._polls[name] = select.poll()
+            self._polls[name].register(fd, 0)
 
     def _do_relink(self, call: dict[str, Any]) -> int:
         attr = self._update
@@ -300,60 +280,39 @@ class Player(Staged):
         attr.flags, attr.old_map_fd = call["flags"], self._fd(call["old"]) if call["old"] else 0
         if call["map"] in self._fds and self._map_of(call["link"]) == self.ids[call["map"]]:
             return UNTRIED  # STOPS-QUIRK-002, also when the model is wrong
-        return self._bpf(uapi.BPF_LINK_UPDATE, attr)
+        return -self._bpf(uapi.BPF_LINK_UPDATE, attr)
 
     def _do_detach(self, call: dict[str, Any]) -> int:
         self._detach.link_fd = self._fd(call["link"])
-        return self._bpf(uapi.BPF_LINK_DETACH, self._detach)
+        return -self._bpf(uapi.BPF_LINK_DETACH, self._detach)
 
-    # Descriptors, pins, ids
+    # Descriptors and pins
 
     def _fd(self, name: str | None) -> int:
         if name in self._socks:
             return self._socks[name].fileno()
-        return self._fds.get(name or "", NOT_OPEN)
+        return super()._fd(name)
 
     def _do_close(self, call: dict[str, Any]) -> int:
         name = call["name"]
         if name in self._socks:
             tcp.abort(self._socks.pop(name))
             return 0
-        if name not in self._fds:
-            return errno.EBADF
-        os.close(self._fds.pop(name))
         self._polls.pop(name, None)
-        return 0
-
-    def _do_pin(self, call: dict[str, Any]) -> int:
-        name = call["name"]
-        path = BPFFS / f"kernrig-player-{os.getpid()}-{name}"
-        held = Descriptor(self._fd(name))
-        error = refusal_of(lambda: held.pin(path))
-        held.release()
-        if error == 0:
-            self._pins[name] = path
-        return error
+        return super()._do_close(call)
 
     def _do_unpin(self, call: dict[str, Any]) -> int:
         name = call["name"]
-        if name not in self._pins:
-            return errno.ENOENT
-        last = self._kinds[name] is Link and name not in self._fds
-        before = names = None
-        if last:
-            with Link.from_id(self.ids[name]) as link:
-                map_id = link.info().map_id or 0
-            before, names = self._head_of(map_id), self._names()
-        self._pins.pop(name).unlink()
+        if name not in self._pins or name in self._fds or self._kinds[name] is not Link:
+            return super()._do_unpin(call)
+        with Link.from_id(self.ids[name]) as link:
+            map_id = link.info().map_id or 0
+        before, names = self._head_of(map_id), self._names()
+        error = super()._do_unpin(call)
         if before is not None:  # then the kernel unregisters some time later
             settled(lambda: self._head_of(map_id) != before and self._names() != names, bool, SETTLE_SECONDS)
-        if last:
-            settled(
-                lambda: refusal_of(lambda: Link.from_id(self.ids[name]).close()),
-                lambda error: error == errno.ENOENT,
-                SETTLE_SECONDS,
-            )
-        return 0
+        settled(lambda: self._is_gone(name), bool, SETTLE_SECONDS)
+        return error
 
     def _head_of(self, map_id: int) -> list[int] | None:
         """[state, refcnt] of a map; None if there is no such map."""
@@ -363,32 +322,11 @@ class Player(Staged):
         except OSError:
             return None
 
-    def _do_reopen(self, call: dict[str, Any]) -> int:
-        name = call["name"]
-        kind = self._kinds.get(name, Map)
-        opened = -1
-
-        def open_again() -> None:
-            nonlocal opened
-            if call["by_id"]:
-                opened = kind.from_id(self.ids.get(name, NO_ID)).release()
-            else:
-                opened = kind.get(self._pins.get(name, BPFFS / "kernrig-no-pin")).release()
-
-        if error := refusal_of(open_again):
-            return error
-        self._do_close({"name": name})
-        if kind is Link:
-            self._hold_link(name, opened)
-        else:
-            self._fds[name] = opened
-        return 0
-
     # Sockets
 
     def _do_listen(self, call: dict[str, Any]) -> int:
         sock = socket.socket()
-        if call["name"] is not None and (error := refusal_of(lambda: tcp.set_congestion(sock, call["name"]))):
+        if call["name"] is not None and (error := errno_of(lambda: tcp.set_congestion(sock, call["name"]))):
             sock.close()
             return error
         sock.bind(("127.0.0.1", 0))
@@ -401,9 +339,7 @@ class Player(Staged):
         if listener is None or call["listener"] in self._peers:
             return errno.EBADF
         client = socket.socket()
-        if call["name"] is not None and (
-            error := refusal_of(lambda: tcp.set_congestion(client, call["name"]))
-        ):
+        if call["name"] is not None and (error := errno_of(lambda: tcp.set_congestion(client, call["name"]))):
             client.close()
             return error
         client.connect(listener.getsockname())
@@ -417,16 +353,16 @@ class Player(Staged):
     def _do_choose(self, call: dict[str, Any]) -> int:
         if call["sock"] not in self._socks:
             return errno.EBADF
-        return refusal_of(lambda: tcp.set_congestion(self._socks[call["sock"]], call["name"]))
+        return errno_of(lambda: tcp.set_congestion(self._socks[call["sock"]], call["name"]))
 
     def _do_talk(self, call: dict[str, Any]) -> int:
         here, there = (self._socks.get(name or "") for name in (call["sock"], self._peers.get(call["sock"])))
         if here is None or there is None:
             return errno.EBADF
-        return refusal_of(lambda: tcp.TcpPair(here, there, None).transfer(len(WORD), timeout=TALK_SECONDS))
+        return errno_of(lambda: tcp.TcpPair(here, there, None).transfer(len(WORD), timeout=TALK_SECONDS))
 
     def _do_default(self, call: dict[str, Any]) -> int:
-        return refusal_of(lambda: os.pwrite(self._default, call["name"].encode(), 0))
+        return errno_of(lambda: os.pwrite(self._default, call["name"].encode(), 0))
 
     # Looks
 
@@ -451,7 +387,7 @@ class Player(Staged):
         attr = self._elem
         attr.map_fd, attr.value, attr.flags = fd, ctypes.addressof(self._buffer), 0
         self._key.value = 0
-        if error := self._bpf(uapi.BPF_MAP_LOOKUP_ELEM, attr):
+        if error := -self._bpf(uapi.BPF_MAP_LOOKUP_ELEM, attr):
             raise OSError(error, "look-up of an open map")
 
     def _number(self, at: int, size: int) -> int:
@@ -464,7 +400,7 @@ class Player(Staged):
         raw = self._raw_info
         ctypes.memset(ctypes.addressof(raw), 0, ctypes.sizeof(raw))
         self._info.bpf_fd = self._fds[link]
-        if error := self._bpf(uapi.BPF_OBJ_GET_INFO_BY_FD, self._info):
+        if error := -self._bpf(uapi.BPF_OBJ_GET_INFO_BY_FD, self._info):
             raise OSError(error, "info of an open link")
         return int.from_bytes(bytes(raw.arm)[:4], "little")
 
@@ -503,7 +439,3 @@ class Player(Staged):
         """The names of what exists, when that is just what is wanted (and what is put aside), or after some time."""
         existing = settled(self._existing, lambda found: found - aside == wanted, SETTLE_SECONDS)
         return sorted(existing)
-
-    def _existing(self) -> set[str]:
-        ids = {kind: set(kind.ids()) for kind in (Prog, Map, Link)}
-        return {name for name, id in self.ids.items() if id in ids[self._kinds[name]]}  # type: ignore[index]

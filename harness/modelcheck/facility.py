@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from harness.oracle import calls as shared_calls
 from harness.oracle.calls import Call
+from harness.oracle.refusal import ENOTSUPP, UNTRIED
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -85,11 +87,12 @@ class Facility(ABC):
 
 
 def by_op(module: ModuleType) -> dict[str, type[Call]]:
-    """The calls that a module defines."""
+    """The calls that a module defines, and those that all facilities know."""
     kinds = [
         kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Call) and kind.__module__ == module.__name__
+        for each in (shared_calls, module)
+        for kind in vars(each).values()
+        if isinstance(kind, type) and issubclass(kind, Call) and kind.__module__ == each.__name__
     ]
     return {kind.op: kind for kind in kinds if kind is not Call}
 
@@ -104,5 +107,11 @@ def from_json(data: Sequence[Mapping[str, Any]], calls: Mapping[str, type[Call]]
 
 
 def name_of(error: int) -> str:
-    """The errno's name."""
-    return errno_numbers.errorcode.get(error, str(error)) if error else "success"
+    """What a call returned, in words: the errno's name; a negative number is one that is no errno."""
+    odd = {0: "success", UNTRIED: "(not tried)", ENOTSUPP: "ENOTSUPP"}
+    return odd.get(error) or errno_numbers.errorcode.get(error, str(abs(error)))
+
+
+def why(error: int, rule: str) -> str:
+    """What a model returned, in words, and by which rule."""
+    return f"{name_of(error)} by {rule}" if rule else name_of(error)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from harness.guest.bpf.uapi import BPF_F_ID, BPF_F_LINK, BPF_F_REPLACE
-from harness.oracle.calls import CLOSED, Attach, Call, Close, LinkCreate, LinkDetach, LinkUpdate, Query
+from harness.oracle.calls import CLOSED, Call, Close
 from harness.oracle.families import CGROUP_PARENT, HOOKS
 from harness.oracle.mprog import View
+from harness.oracle.mprog_calls import Attach, LinkCreate, LinkDetach, LinkUpdate, Query
 from harness.oracle.world import LinkInfo, World
 
 KERNEL = "kernel"
@@ -60,10 +61,6 @@ class Operation:
     invoked: float
     returned: float
     answer: Answer = Answer()
-
-    def precedes(self, other: Operation) -> bool:
-        """Whether it had returned when the other was invoked."""
-        return self.returned < other.invoked
 
     def overlaps(self, begin: float, end: float) -> bool:
         return self.invoked <= end and self.returned >= begin

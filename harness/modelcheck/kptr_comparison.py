@@ -9,10 +9,11 @@ from typing import Any
 
 from harness.guest.kptr_mover import Place, Places
 from harness.guest.kptr_player import template_row
-from harness.modelcheck.facility import Divergence, name_of
+from harness.modelcheck.facility import Divergence, name_of, why
 from harness.oracle.calls import Call
-from harness.oracle.kptr import ENOTSUPP, UNTRIED, Features, Look, Outcome, World
+from harness.oracle.kptr import Features, Look, World
 from harness.oracle.kptr_calls import Load
+from harness.oracle.refusal import UNTRIED
 
 
 def request(calls: Sequence[Call], features: Features) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]
     for place, (call, (error, result, numbers)) in enumerate(zip(calls, played["answers"], strict=False)):
         outcome = world.do(call)
         if error != outcome.errno:
-            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), told(error))
+            model = why(outcome.errno, outcome.rule)
+            return Divergence(place, f"call {place + 1}, {call}, returns", model, name_of(error))
         if result != outcome.result:
             what = f"call {place + 1}, {call}, brings"
             return Divergence(place, what, str(outcome.result), str(result))
@@ -66,12 +68,3 @@ def _shown(numbers: Sequence[int]) -> str:
     names = [field.name for field in fields(Look)]
     refs = len(numbers) - len(names) + 1
     return str(Look(tuple(numbers[:refs]), *numbers[refs:]))
-
-
-def told(error: int) -> str:
-    """What a call returned, in words."""
-    return {UNTRIED: "(not tried)", ENOTSUPP: "ENOTSUPP"}.get(error) or name_of(error)
-
-
-def _why(outcome: Outcome) -> str:
-    return f"{told(outcome.errno)} by {outcome.rule}" if outcome.rule else told(outcome.errno)

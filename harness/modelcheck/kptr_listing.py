@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.modelcheck.facility import by_op
-from harness.modelcheck.kptr_comparison import told
+from harness.modelcheck.facility import by_op, name_of
 from harness.oracle import kptr_calls as all_calls
 from harness.oracle.calls import Call
-from harness.oracle.kptr import UNTRIED, Features, World
+from harness.oracle.kptr import Features, World
+from harness.oracle.refusal import UNTRIED
 
 KINDS = by_op(all_calls)
 
@@ -34,7 +34,7 @@ def scenario(calls: Sequence[Call], features: Features) -> str:
         if outcome.errno == UNTRIED:
             lines.append(f"# {outcome.rule}: {call}")
             continue
-        why = f"  # {told(outcome.errno)}, {outcome.rule}" if outcome.errno else ""
+        why = f"  # {name_of(outcome.errno)}, {outcome.rule}" if outcome.errno else ""
         answer = (outcome.errno, outcome.result)
         lines.append(f"assert kernel.do({call.to_json()}) == {answer}{why}")
         numbers = world.look().numbers()

@@ -31,25 +31,19 @@ from harness.guest.kptr_kinds import (
     TAKE,
     WRITE,
 )
-from harness.oracle.calls import Call
+from harness.oracle.calls import CLOSED, Call, Close, Delete, Freeze, Pin, Reopen, Unpin
 from harness.oracle.kptr import Element, Features, Program, Table, World
 from harness.oracle.kptr_calls import (
     Bind,
-    Close,
     Create,
-    Delete,
     DeleteBatch,
-    Freeze,
     Load,
     Lookup,
     LookupBatch,
     Nest,
-    Pin,
-    Reopen,
     Run,
     Take,
     Unload,
-    Unpin,
     Update,
     UpdateBatch,
 )
@@ -59,7 +53,6 @@ T = TypeVar("T")
 PLAINEST, FEWEST_CALLS, MOST_CALLS = 20, 300, 500
 FEWEST_MAPS, MOST_MAPS, MOST_PROGS = 6, 9, 6
 UNKNOWN_FLAG = 1 << 20
-CLOSED = "closed"
 FIRST_NEW = 100
 
 # What sequences are about: what becomes of elements, and who holds maps and programs.

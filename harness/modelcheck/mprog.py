@@ -11,8 +11,9 @@ from harness.modelcheck.facility import Divergence, Facility
 from harness.modelcheck.mprog_comparison import compare, request
 from harness.modelcheck.mprog_listing import KINDS, scenario
 from harness.modelcheck.mprog_sequences import PARTS, sequences
-from harness.oracle.calls import Call, Fill
+from harness.oracle.calls import Call
 from harness.oracle.families import Features
+from harness.oracle.mprog_calls import Fill
 from harness.oracle.world import SPARE
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ FIRST_SPARE = f"{SPARE}0"
 
 @dataclass(frozen=True)
 class Mprog(Facility):
-    """Sequences of `harness.oracle.calls`, whose model is `harness.oracle.world`."""
+    """Sequences of `harness.oracle.mprog_calls`, whose model is `harness.oracle.world`."""
 
     player: ClassVar[str] = "harness.guest.mprog_player:play"
     calls: ClassVar[Mapping[str, type[Call]]] = KINDS

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.modelcheck.facility import Divergence, name_of
-from harness.oracle.calls import Call, Close, LinkCreate, Query
+from harness.modelcheck.facility import Divergence, name_of, why
+from harness.oracle.calls import Call
 from harness.oracle.families import HOOKS, Features, Hook
 from harness.oracle.mprog import View
+from harness.oracle.mprog_calls import LinkCreate, Query, named_by
 from harness.oracle.objects import PROGRAMS
 from harness.oracle.world import LinkInfo, Outcome, World
 
@@ -48,7 +49,8 @@ def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]
         hook = hook_of(call, world)
         outcome = world.do(call)
         if error != outcome.errno:
-            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), _told(error))
+            model = why(outcome.errno, outcome.rule)
+            return Divergence(place, f"call {place + 1}, {call}, returns", model, _told(error))
         seen = outcome if isinstance(call, Query) else _look(world, hook)
         if found := _differ(seen, raw, names):
             return Divergence(place, f"after call {place + 1}, {call}, a query of {hook} shows", *found)
@@ -81,7 +83,7 @@ def hook_of(call: Call, world: World) -> str | None:
     """The hook that the call is about, that of its link if it names one; ask before the call is done."""
     if hook := getattr(call, "hook", None):
         return str(hook)
-    link = world.objects.links.get(call.name if isinstance(call, Close) else getattr(call, "link", ""))
+    link = world.objects.links.get(named_by(call))
     return link.hook if link else None
 
 
@@ -95,7 +97,7 @@ def _differ(outcome: Outcome | None, raw: Sequence[Any] | None, names: Names) ->
         return None
     error = raw[0]
     if error != outcome.errno:
-        return _why(outcome), _told(error)
+        return why(outcome.errno, outcome.rule), _told(error)
     if outcome.view is None:
         return None
     view = view_of(raw, names)
@@ -135,7 +137,3 @@ class Names:
 def _told(error: int) -> str:
     """The errno's name; what the player says of an array that was written behind its end."""
     return "success, but written behind the end of an array" if error == -1 else name_of(error)
-
-
-def _why(outcome: Outcome) -> str:
-    return f"{name_of(outcome.errno)} by {outcome.rule}" if outcome.rule else name_of(outcome.errno)

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 from harness.guest.bpf import uapi
 from harness.modelcheck.facility import by_op
-from harness.oracle import calls as all_calls
-from harness.oracle.calls import (
-    CLOSED,
+from harness.oracle import mprog_calls as all_calls
+from harness.oracle.calls import CLOSED, Call, Close, Pin, Reopen, Unpin
+from harness.oracle.families import HOOKS, Features
+from harness.oracle.mprog_calls import (
     MAP,
     AddQdisc,
     Attach,
-    Call,
-    Close,
     DeleteQdisc,
     Detach,
     Fill,
@@ -24,13 +23,10 @@ from harness.oracle.calls import (
     LinkDetach,
     LinkUpdate,
     MoveDevice,
-    Pin,
     Query,
     RemoveDevice,
-    Reopen,
-    Unpin,
+    named_by,
 )
-from harness.oracle.families import HOOKS, Features
 from harness.oracle.objects import PROGRAMS
 from harness.oracle.world import World
 
@@ -102,7 +98,7 @@ class _Text:
         self._world = World(features)
         self._words = {word for call in calls for word in call.to_json().values() if isinstance(word, str)}
         self._targets = {HOOKS[word].target for word in self._words if word in HOOKS} | self._words
-        self._held = {call.link for call in calls if isinstance(call, Pin | Reopen)}
+        self._held = {call.name for call in calls if isinstance(call, Pin | Reopen)}
         self._spare_types = {HOOKS[call.hook].family == "cgroup" for call in calls if isinstance(call, Fill)}
 
     def lines(self) -> list[str]:
@@ -137,7 +133,7 @@ class _Text:
 
     def _call(self, call: Call) -> list[str]:
         links = self._world.objects.links
-        link = links.get(call.name if isinstance(call, Close) else getattr(call, "link", ""))
+        link = links.get(named_by(call))
         hook: str | None = link.hook if link else getattr(call, "hook", None)
         line = self._line(call)
         outcome = self._world.do(call)
@@ -163,7 +159,7 @@ class _Text:
             shown = f"(seen.revision, seen.prog_ids) == ({seen.revision}, ids({', '.join(seen.progs)}))"
         if isinstance(call, Unpin) and link is not None and not link.open:  # the kernel lets go of it later
             awaited = shown.replace("seen.", f"{HOOKS[hook].family}.query({self._at(hook)}).")
-            return [*line.splitlines(), f'wait_until(lambda: {awaited}, timeout=1, what="{call.link} to go")']
+            return [*line.splitlines(), f'wait_until(lambda: {awaited}, timeout=1, what="{call.name} to go")']
         return [*line.splitlines(), query, f"assert {shown}"]
 
     def _line(self, call: Call) -> str:
@@ -188,13 +184,13 @@ class _Text:
                 asked = f"count={call.count}, flags={call.flags}, attach_flags={call.attach_flags}{arrays}"
                 return f"{HOOKS[call.hook].family}.query({self._at(call.hook)}, {asked}, tolerate=(errno.ENOSPC,))"
             case Pin():
-                open_ = self._world.objects.is_open(call.link)
-                return f"{call.link if open_ else f'Link({_NOT_OPEN})'}.pin({_pin(call.link)})"
+                open_ = self._world.objects.is_open(call.name)
+                return f"{call.name if open_ else f'Link({_NOT_OPEN})'}.pin({_pin(call.name)})"
             case Unpin():
-                return f"{_pin(call.link)}.unlink()"
+                return f"{_pin(call.name)}.unlink()"
             case Reopen():
-                how = f"from_id({call.link}.id)" if call.by_id else f"get({_pin(call.link)})"
-                return f"{call.link} = Link.{how}"
+                how = f"from_id({call.name}.id)" if call.by_id else f"get({_pin(call.name)})"
+                return f"{call.name} = Link.{how}"
             case AddQdisc():
                 return f"qdisc.add_{call.kind}({call.device})"
             case DeleteQdisc():

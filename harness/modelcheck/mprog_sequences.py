@@ -26,13 +26,12 @@ from harness.guest.bpf.uapi import (
     BPF_F_REPLACE,
 )
 from harness.oracle import cgroup_list, mprog
-from harness.oracle.calls import (
-    CLOSED,
+from harness.oracle.calls import CLOSED, Call, Close, Pin, Reopen, Unpin
+from harness.oracle.families import HOOKS, Features
+from harness.oracle.mprog_calls import (
     MAP,
     AddQdisc,
     Attach,
-    Call,
-    Close,
     DeleteQdisc,
     Detach,
     Fill,
@@ -40,13 +39,9 @@ from harness.oracle.calls import (
     LinkDetach,
     LinkUpdate,
     MoveDevice,
-    Pin,
     Query,
     RemoveDevice,
-    Reopen,
-    Unpin,
 )
-from harness.oracle.families import HOOKS, Features
 from harness.oracle.objects import PROGRAMS
 from harness.oracle.world import World
 

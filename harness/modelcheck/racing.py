@@ -26,11 +26,11 @@ from harness.modelcheck.mprog_comparison import Names, view_of
 from harness.modelcheck.mprog_listing import KINDS
 from harness.modelcheck.timeline import shortened, told
 from harness.oracle import mprog
-from harness.oracle.calls import (
+from harness.oracle.calls import Call, Close
+from harness.oracle.families import HOOKS, Features
+from harness.oracle.mprog_calls import (
     AddQdisc,
     Attach,
-    Call,
-    Close,
     DeleteQdisc,
     Detach,
     Fill,
@@ -39,7 +39,6 @@ from harness.oracle.calls import (
     LinkUpdate,
     Query,
 )
-from harness.oracle.families import HOOKS, Features
 from harness.oracle.objects import PROGRAMS
 from harness.oracle.world import LinkInfo, World
 

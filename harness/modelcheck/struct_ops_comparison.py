@@ -6,16 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.modelcheck.facility import Divergence, name_of
+from harness.modelcheck.facility import Divergence, name_of, why
 from harness.oracle.calls import Call
-from harness.oracle.struct_ops import (
-    RETURNED_ONE,
-    UNTRIED,
-    Features,
-    Look,
-    Outcome,
-    World,
-)
+from harness.oracle.refusal import UNTRIED
+from harness.oracle.struct_ops import Features, Look, World
 from harness.oracle.struct_ops_calls import OTHER_STRUCT, OTHER_TYPE, PROGRAMS
 
 TYPE = "tcp_congestion_ops"
@@ -45,7 +39,8 @@ def compare(calls: Sequence[Call], features: Features, played: Mapping[str, Any]
     for place, (call, (error, raw)) in enumerate(zip(calls, played["answers"], strict=True)):
         outcome = world.do(call)
         if error != outcome.errno:
-            return Divergence(place, f"call {place + 1}, {call}, returns", _why(outcome), told(error))
+            expected = why(outcome.errno, outcome.rule)
+            return Divergence(place, f"call {place + 1}, {call}, returns", expected, name_of(error))
         seen = seen if raw is None else raw
         look = world.look()
         for what, model, kernel in (
@@ -101,13 +96,3 @@ def _links(look: Look) -> dict[str, tuple[str | None, bool]]:
 
 def _seen_links(raw: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, tuple[str | None, bool]]:
     return {name: (names.get(id, f"?{id}") if id else None, hung) for name, (id, hung) in raw.items()}
-
-
-def told(error: int) -> str:
-    """What a call returned, in words."""
-    odd = {UNTRIED: "(not tried)", RETURNED_ONE: "1", 524: "ENOTSUPP"}
-    return odd.get(error) or name_of(error)
-
-
-def _why(outcome: Outcome) -> str:
-    return f"{told(outcome.errno)} by {outcome.rule}" if outcome.rule else told(outcome.errno)

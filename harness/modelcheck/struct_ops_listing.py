@@ -10,31 +10,26 @@ from collections.abc import Sequence
 from harness.guest.bpf.uapi import BPF_F_LINK
 from harness.modelcheck.facility import by_op
 from harness.oracle import struct_ops_calls as all_calls
-from harness.oracle.calls import Call
-from harness.oracle.struct_ops import ENOTSUPP, RETURNED_ONE, UNTRIED, Features, Outcome, World
+from harness.oracle.calls import Call, Close, Delete, Freeze, Pin, Reopen, Unpin
+from harness.oracle.refusal import ENOTSUPP, UNTRIED
+from harness.oracle.struct_ops import RETURNED_ONE, Features, Outcome, World
 from harness.oracle.struct_ops_calls import (
     FUNCTIONS,
     OTHER_STRUCT,
     OTHER_TYPE,
     PROGRAMS,
     Choose,
-    Close,
     Connect,
     Create,
     Default,
-    Delete,
     Detach,
-    Freeze,
     Link,
     Listen,
     Lookup,
     LookupAndDelete,
     NextKey,
-    Pin,
     Relink,
-    Reopen,
     Talk,
-    Unpin,
     Update,
 )
 

@@ -15,30 +15,24 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from harness.guest.bpf.uapi import BPF_F_LINK, BPF_F_REPLACE, BPF_NOEXIST
-from harness.oracle.calls import Call
+from harness.oracle.calls import CLOSED, Call, Close, Delete, Freeze, Pin, Reopen, Unpin
 from harness.oracle.struct_ops import INIT, INUSE, NON_RESTRICTED, READY, UNKNOWN_BITS, Features, World
 from harness.oracle.struct_ops_calls import (
     FUNCTIONS,
     PROGRAMS,
     STRAYS,
     Choose,
-    Close,
     Connect,
     Create,
     Default,
-    Delete,
     Detach,
-    Freeze,
     Link,
     Listen,
     Lookup,
     LookupAndDelete,
     NextKey,
-    Pin,
     Relink,
-    Reopen,
     Talk,
-    Unpin,
     Update,
 )
 
@@ -47,7 +41,6 @@ T = TypeVar("T")
 FEWEST_CALLS, MOST_CALLS = 100, 300
 MOST_MAPS, MOST_SOCKETS = 7, 8
 UNKNOWN_FLAG = 1 << 20
-CLOSED = "closed"
 
 NAMES = ("kr_x", "kr_y")
 _BAD_NAMES = ("", "kr/x", "x" * 16, "reno", "kr_x" + "y" * 11)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from harness.guest.bpf import uapi
-from harness.modelcheck.facility import name_of
+from harness.modelcheck.facility import why
 from harness.modelcheck.history import Answer, Operation
 from harness.modelcheck.linearise import Contradiction, Stuck, TooManyOrders, explain
 from harness.oracle.calls import Call
@@ -142,7 +142,7 @@ def _flags(value: int) -> str:
 
 def _answered(answer: Answer) -> str:
     if answer.errno:
-        return name_of(answer.errno) + (f" by {answer.rule}" if answer.rule else "")
+        return why(answer.errno, answer.rule)
     match answer.seen:
         case None:
             return "success"

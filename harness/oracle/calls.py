@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Requests of user space, in terms of names: what a sequence is made of.
+"""Requests of user space, in terms of names: what a sequence is made of, and those that several facilities know.
 
-Objects are named: programs and links by the names that they get when they are made, `MAP` is a map (open, but neither
-program nor link), `CLOSED` a descriptor that is not open and an id that never was. With BPF_F_ID among the flags an
-anchor stands for the object's id, otherwise for its descriptor; None is the number 0.
+Objects have the names that they get when they are made. A name that nothing has, such as CLOSED, stands for a
+descriptor that is not open, an id that never was, a path that does not exist.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-MAP = "a_map"
 CLOSED = "closed"
 
 
@@ -27,145 +25,51 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Attach(Call):
-    """BPF_PROG_ATTACH. `replace` is sent whether or not the flags have BPF_F_REPLACE."""
-
-    op: ClassVar[str] = "attach"
-    hook: str
-    prog: str
-    flags: int = 0
-    anchor: str | None = None
-    replace: str | None = None
-    revision: int = 0
-
-
-@dataclass(frozen=True)
-class Detach(Call):
-    """BPF_PROG_DETACH; without a program whatever is there."""
-
-    op: ClassVar[str] = "detach"
-    hook: str
-    prog: str | None = None
-    flags: int = 0
-    anchor: str | None = None
-    revision: int = 0
-
-
-@dataclass(frozen=True)
-class LinkCreate(Call):
-    """BPF_LINK_CREATE; if it succeeds the link is called `link`."""
-
-    op: ClassVar[str] = "link"
-    link: str
-    hook: str
-    prog: str
-    flags: int = 0
-    anchor: str | None = None
-    revision: int = 0
-
-
-@dataclass(frozen=True)
-class LinkUpdate(Call):
-    """BPF_LINK_UPDATE. `old` is sent whether or not the flags have BPF_F_REPLACE."""
-
-    op: ClassVar[str] = "update"
-    link: str
-    prog: str
-    flags: int = 0
-    old: str | None = None
-
-
-@dataclass(frozen=True)
-class LinkDetach(Call):
-    """BPF_LINK_DETACH."""
-
-    op: ClassVar[str] = "link_detach"
-    link: str
-
-
-@dataclass(frozen=True)
 class Close(Call):
-    """close(2) of the only descriptor of a program or link."""
+    """close(2) of the only descriptor of an object; a connection is aborted."""
 
     op: ClassVar[str] = "close"
     name: str
 
 
 @dataclass(frozen=True)
-class Query(Call):
-    """BPF_PROG_QUERY with arrays of `count` elements; `with_ids` is false for a NULL array of program ids."""
-
-    op: ClassVar[str] = "query"
-    hook: str
-    count: int = 64
-    flags: int = 0
-    attach_flags: int = 0
-    with_ids: bool = True
-
-
-@dataclass(frozen=True)
 class Pin(Call):
-    """BPF_OBJ_PIN of a link, at a path of its own."""
+    """BPF_OBJ_PIN, at a path of the object's own."""
 
     op: ClassVar[str] = "pin"
-    link: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Unpin(Call):
-    """unlink(2) of a link's path."""
+    """unlink(2) of that path."""
 
     op: ClassVar[str] = "unpin"
-    link: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Reopen(Call):
-    """BPF_OBJ_GET of a link's path, or BPF_LINK_GET_FD_BY_ID; what comes back takes the place of its descriptor."""
+    """BPF_OBJ_GET of that path, or BPF_MAP_GET_FD_BY_ID and its like; what comes back takes the place of the
+    descriptor."""
 
     op: ClassVar[str] = "reopen"
-    link: str
+    name: str
     by_id: bool = False
 
 
 @dataclass(frozen=True)
-class AddQdisc(Call):
-    """Add a qdisc that classifies what comes in (kind "ingress"), or both ways ("clsact"), to a device."""
+class Delete(Call):
+    """BPF_MAP_DELETE_ELEM."""
 
-    op: ClassVar[str] = "add_qdisc"
-    device: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class DeleteQdisc(Call):
-    """Delete that qdisc of a device."""
-
-    op: ClassVar[str] = "delete_qdisc"
-    device: str
-    kind: str
+    op: ClassVar[str] = "delete"
+    map: str
+    key: int = 0
 
 
 @dataclass(frozen=True)
-class MoveDevice(Call):
-    """Move a device to another network namespace, or back to the one in which all calls are made."""
+class Freeze(Call):
+    """BPF_MAP_FREEZE."""
 
-    op: ClassVar[str] = "move_device"
-    device: str
-
-
-@dataclass(frozen=True)
-class RemoveDevice(Call):
-    """Delete a device, and with it its other end."""
-
-    op: ClassVar[str] = "remove_device"
-    device: str
-
-
-@dataclass(frozen=True)
-class Fill(Call):
-    """Attach spare programs, made for it, at the end of a list until it has `size` elements."""
-
-    op: ClassVar[str] = "fill"
-    hook: str
-    size: int
+    op: ClassVar[str] = "freeze"
+    map: str

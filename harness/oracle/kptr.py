@@ -29,31 +29,22 @@ from harness.guest.kptr_kinds import (
     WRITE,
     Kind,
 )
-from harness.oracle.calls import Call
+from harness.oracle.calls import Call, Close, Delete, Freeze, Pin, Reopen, Unpin
 from harness.oracle.kptr_calls import (
     Bind,
-    Close,
     Create,
-    Delete,
     DeleteBatch,
-    Freeze,
     Load,
     Lookup,
     LookupBatch,
     Nest,
-    Pin,
-    Reopen,
     Run,
     Take,
     Unload,
-    Unpin,
     Update,
     UpdateBatch,
 )
-from harness.oracle.refusal import Refused
-
-ENOTSUPP = 524  # the kernel's own, which user space has no name for
-UNTRIED = -2  # No errno: what comes of it is left open, or breaks the stage, so neither side does it.
+from harness.oracle.refusal import ENOTSUPP, UNTRIED, Refused
 
 _ARRAYS = ("array", "locked_array", "percpu_array")
 _RECYCLING = ("hash", "locked_hash", "lazy_hash", "lru_hash", "percpu_hash")

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Requests of user space about maps that own objects of kr_kptr, and about programs that move them, in terms of names.
 
-Maps and programs have the names that they get when they are made. A name that nothing has stands for a descriptor that
-is not open, an id that never was, a path that does not exist. What maps, objects and verbs there are stands in
-`harness.guest.kptr_kinds`.
+What maps, objects and verbs there are stands in `harness.guest.kptr_kinds`.
 """
 
 from __future__ import annotations
@@ -45,15 +43,6 @@ class Nest(Call):
     inner: str
     key: int = 0
     flags: int = 0
-
-
-@dataclass(frozen=True)
-class Delete(Call):
-    """BPF_MAP_DELETE_ELEM."""
-
-    op: ClassVar[str] = "delete"
-    map: str
-    key: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,14 +98,6 @@ class LookupBatch(Call):
 
 
 @dataclass(frozen=True)
-class Freeze(Call):
-    """BPF_MAP_FREEZE."""
-
-    op: ClassVar[str] = "freeze"
-    map: str
-
-
-@dataclass(frozen=True)
 class Load(Call):
     """BPF_PROG_LOAD of a program with two places, a field of some element of each map; it is then called `prog`."""
 
@@ -154,40 +135,6 @@ class Run(Call):
     object: int = 0
     mark: int = 0
     flags: int = 0
-
-
-@dataclass(frozen=True)
-class Close(Call):
-    """close(2) of the only descriptor of a map or program."""
-
-    op: ClassVar[str] = "close"
-    name: str
-
-
-@dataclass(frozen=True)
-class Pin(Call):
-    """BPF_OBJ_PIN of a map or program, at a path of its own."""
-
-    op: ClassVar[str] = "pin"
-    name: str
-
-
-@dataclass(frozen=True)
-class Unpin(Call):
-    """unlink(2) of that path."""
-
-    op: ClassVar[str] = "unpin"
-    name: str
-
-
-@dataclass(frozen=True)
-class Reopen(Call):
-    """BPF_OBJ_GET of the path, or BPF_MAP_GET_FD_BY_ID and BPF_PROG_GET_FD_BY_ID; what comes back takes the place of
-    the descriptor."""
-
-    op: ClassVar[str] = "reopen"
-    name: str
-    by_id: bool = False
 
 
 @dataclass(frozen=True)

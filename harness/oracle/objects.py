@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from harness.guest.bpf.uapi import BPF_F_ID, BPF_F_LINK
-from harness.oracle.calls import MAP
 from harness.oracle.families import CGROUP_SKB, SCHED_CLS
+from harness.oracle.mprog_calls import MAP
 from harness.oracle.refusal import Refused
 
 # The programs that a sequence has from its start.

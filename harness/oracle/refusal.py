@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import errno as errno_numbers
 
+ENOTSUPP = 524  # the kernel's own, which user space has no name for
+# No errno: what comes of it is left open, or does harm to the kernel or the stage, so neither side does it.
+UNTRIED = -2
+
 
 class Refused(Exception):
     """A call fails with `errno` because of the behaviour `rule` ("MPROG-ATTACH-008")."""

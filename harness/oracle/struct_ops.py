@@ -20,35 +20,27 @@ from harness.guest.bpf.uapi import (
     BPF_STRUCT_OPS_STATE_READY,
     BPF_STRUCT_OPS_STATE_TOBEFREE,
 )
-from harness.oracle.calls import Call
-from harness.oracle.refusal import Refused
+from harness.oracle.calls import Call, Close, Delete, Freeze, Pin, Reopen, Unpin
+from harness.oracle.refusal import ENOTSUPP, UNTRIED, Refused
 from harness.oracle.struct_ops_calls import (
     FUNCTIONS,
     PROGRAMS,
     Choose,
-    Close,
     Connect,
     Create,
     Default,
-    Delete,
     Detach,
-    Freeze,
     Link,
     Listen,
     Lookup,
     LookupAndDelete,
     NextKey,
-    Pin,
     Relink,
-    Reopen,
     Talk,
-    Unpin,
     Update,
 )
 
-ENOTSUPP = 524  # the kernel's own, which user space has no name for
-# No errno: the kernel would take harm, so neither side does it; bpf(2) returned 1.
-UNTRIED, RETURNED_ONE = -2, -1
+RETURNED_ONE = -1  # no errno: bpf(2) returned 1
 
 RENO = "reno"  # the stage's default
 BUILT_IN = (RENO, "cubic")

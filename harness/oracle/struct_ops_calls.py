@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Requests of user space about congestion controls made of BPF programs, in terms of names.
 
-Maps, links and sockets have the names that they get when they are made. Programs are there from the start: PROGRAMS.
-A name that nothing has stands for a descriptor that is not open, an id that never was, a path that does not exist.
+Maps, links and sockets are made by them; programs are there from the start: PROGRAMS.
 """
 
 from __future__ import annotations
@@ -63,15 +62,6 @@ class Update(Call):
 
 
 @dataclass(frozen=True)
-class Delete(Call):
-    """BPF_MAP_DELETE_ELEM."""
-
-    op: ClassVar[str] = "delete"
-    map: str
-    key: int = 0
-
-
-@dataclass(frozen=True)
 class Lookup(Call):
     """BPF_MAP_LOOKUP_ELEM."""
 
@@ -87,14 +77,6 @@ class NextKey(Call):
     op: ClassVar[str] = "next_key"
     map: str
     key: int | None = None
-
-
-@dataclass(frozen=True)
-class Freeze(Call):
-    """BPF_MAP_FREEZE."""
-
-    op: ClassVar[str] = "freeze"
-    map: str
 
 
 @dataclass(frozen=True)
@@ -132,40 +114,6 @@ class Detach(Call):
 
     op: ClassVar[str] = "detach"
     link: str
-
-
-@dataclass(frozen=True)
-class Close(Call):
-    """close(2) of the only descriptor of a map, link, program or socket; a connection is aborted."""
-
-    op: ClassVar[str] = "close"
-    name: str
-
-
-@dataclass(frozen=True)
-class Pin(Call):
-    """BPF_OBJ_PIN of a map or link, at a path of its own."""
-
-    op: ClassVar[str] = "pin"
-    name: str
-
-
-@dataclass(frozen=True)
-class Unpin(Call):
-    """unlink(2) of that path."""
-
-    op: ClassVar[str] = "unpin"
-    name: str
-
-
-@dataclass(frozen=True)
-class Reopen(Call):
-    """BPF_OBJ_GET of the path, or BPF_MAP_GET_FD_BY_ID and BPF_LINK_GET_FD_BY_ID; what comes back takes the place of
-    the descriptor."""
-
-    op: ClassVar[str] = "reopen"
-    name: str
-    by_id: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,24 +21,7 @@ from harness.guest.bpf.uapi import (
     BPF_F_REPLACE,
 )
 from harness.oracle import cgroup_list, mprog
-from harness.oracle.calls import (
-    AddQdisc,
-    Attach,
-    Call,
-    Close,
-    DeleteQdisc,
-    Detach,
-    Fill,
-    LinkCreate,
-    LinkDetach,
-    LinkUpdate,
-    MoveDevice,
-    Pin,
-    Query,
-    RemoveDevice,
-    Reopen,
-    Unpin,
-)
+from harness.oracle.calls import Call, Close, Pin, Reopen, Unpin
 from harness.oracle.cgroup_list import CgroupList
 from harness.oracle.families import (
     CGROUP_PARENT,
@@ -53,6 +36,19 @@ from harness.oracle.families import (
     cgroup_family,
 )
 from harness.oracle.mprog import Element, Entry, View
+from harness.oracle.mprog_calls import (
+    AddQdisc,
+    Attach,
+    DeleteQdisc,
+    Detach,
+    Fill,
+    LinkCreate,
+    LinkDetach,
+    LinkUpdate,
+    MoveDevice,
+    Query,
+    RemoveDevice,
+)
 from harness.oracle.objects import Link, Objects, Program
 from harness.oracle.refusal import Refused
 
@@ -291,23 +287,23 @@ class World:
 
     def _hold(self, call: Pin | Unpin | Reopen) -> None:
         """What keeps a link besides its descriptor. MPROG-LINK-042, -043, -046."""
-        link = self.objects.links.get(call.link)
+        link = self.objects.links.get(call.name)
         match call:
             case Pin():
                 if link is None or not link.open:
                     raise Refused(errno.EINVAL, "bpf(2)")  # of whatever is no object of BPF, closed or not
                 if link.pinned:
                     raise Refused(errno.EEXIST, "bpf(2)")
-                self.objects.links[call.link] = replace(link, pinned=True)
+                self.objects.links[call.name] = replace(link, pinned=True)
             case Unpin():
                 if link is None or not link.pinned:
                     raise Refused(errno.ENOENT, "unlink(2)")
-                self.objects.links[call.link] = replace(link, pinned=False)
-                self._release_unheld(call.link)
+                self.objects.links[call.name] = replace(link, pinned=False)
+                self._release_unheld(call.name)
             case Reopen():
                 if link is None or not (link.pinned or call.by_id):
                     raise Refused(errno.ENOENT, "MPROG-LINK-046" if call.by_id else "bpf(2)")
-                self.objects.links[call.link] = replace(link, open=True)
+                self.objects.links[call.name] = replace(link, open=True)
 
     def _release_unheld(self, name: str) -> None:
         link = self.objects.links[name]

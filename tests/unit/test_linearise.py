@@ -22,19 +22,10 @@ from harness.modelcheck.linearise import Contradiction, explain
 from harness.modelcheck.mprog_listing import KINDS
 from harness.modelcheck.racing import STAGES, check, overlaps, races
 from harness.modelcheck.timeline import shortened, told
-from harness.oracle.calls import (
-    AddQdisc,
-    Attach,
-    Call,
-    Close,
-    Detach,
-    LinkCreate,
-    LinkDetach,
-    LinkUpdate,
-    Query,
-)
+from harness.oracle.calls import Call, Close
 from harness.oracle.families import Features
 from harness.oracle.mprog import View
+from harness.oracle.mprog_calls import AddQdisc, Attach, Detach, LinkCreate, LinkDetach, LinkUpdate, Query
 from harness.oracle.world import LinkInfo, World
 
 

@@ -21,9 +21,10 @@ from harness.modelcheck.mprog_sequences import sequences
 from harness.modelcheck.search import replay, search
 from harness.modelcheck.shrinking import shortest
 from harness.oracle import world as world_module
-from harness.oracle.calls import Attach, Call, Close, Detach, Fill, LinkCreate, LinkUpdate, Query
+from harness.oracle.calls import Call, Close
 from harness.oracle.families import Features
 from harness.oracle.mprog import View
+from harness.oracle.mprog_calls import Attach, Detach, Fill, LinkCreate, LinkUpdate, Query
 from harness.oracle.world import World
 
 FEATURES = Features()

@@ -18,28 +18,23 @@ from harness.modelcheck.facility import from_json
 from harness.modelcheck.kptr import Kptr
 from harness.modelcheck.kptr_comparison import compare, request
 from harness.modelcheck.kptr_sequences import ABOUT, sequences
-from harness.oracle.calls import Call
-from harness.oracle.kptr import ENOTSUPP, UNTRIED, Features, Outcome, World
+from harness.oracle.calls import Call, Close, Delete, Freeze, Pin, Reopen, Unpin
+from harness.oracle.kptr import Features, Outcome, World
 from harness.oracle.kptr_calls import (
     Bind,
-    Close,
     Create,
-    Delete,
     DeleteBatch,
-    Freeze,
     Load,
     Lookup,
     LookupBatch,
     Nest,
-    Pin,
-    Reopen,
     Run,
     Take,
     Unload,
-    Unpin,
     Update,
     UpdateBatch,
 )
+from harness.oracle.refusal import ENOTSUPP, UNTRIED
 
 NOW = Features()
 STAYS = Features(updates_release=False, percpu_hash_updates_release=False)

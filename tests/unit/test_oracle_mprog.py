@@ -20,13 +20,13 @@ from harness.guest.bpf.uapi import (
 )
 from harness.modelcheck.mprog_comparison import hook_of
 from harness.modelcheck.mprog_sequences import sequences
-from harness.oracle.calls import (
-    CLOSED,
+from harness.oracle.calls import CLOSED, Call, Close, Pin, Reopen, Unpin
+from harness.oracle.families import HOOKS, Features
+from harness.oracle.mprog import View
+from harness.oracle.mprog_calls import (
     MAP,
     AddQdisc,
     Attach,
-    Call,
-    Close,
     DeleteQdisc,
     Detach,
     Fill,
@@ -34,14 +34,9 @@ from harness.oracle.calls import (
     LinkDetach,
     LinkUpdate,
     MoveDevice,
-    Pin,
     Query,
     RemoveDevice,
-    Reopen,
-    Unpin,
 )
-from harness.oracle.families import HOOKS, Features
-from harness.oracle.mprog import View
 from harness.oracle.world import Outcome, World
 from scenarios.mprog.vectors import VECTORS, Vector
 

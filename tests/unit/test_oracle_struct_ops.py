@@ -16,7 +16,8 @@ from harness.guest.bpf.uapi import BPF_F_LINK, BPF_F_REPLACE
 from harness.modelcheck.facility import from_json
 from harness.modelcheck.struct_ops import StructOps
 from harness.modelcheck.struct_ops_comparison import compare, request
-from harness.oracle.calls import Call
+from harness.oracle.calls import Call, Close, Delete, Freeze, Pin, Reopen, Unpin
+from harness.oracle.refusal import UNTRIED
 from harness.oracle.struct_ops import (
     INIT,
     INUSE,
@@ -24,30 +25,23 @@ from harness.oracle.struct_ops import (
     READY,
     RETURNED_ONE,
     TOBEFREE,
-    UNTRIED,
     Features,
     Outcome,
     World,
 )
 from harness.oracle.struct_ops_calls import (
     Choose,
-    Close,
     Connect,
     Create,
     Default,
-    Delete,
     Detach,
-    Freeze,
     Link,
     Listen,
     Lookup,
     LookupAndDelete,
     NextKey,
-    Pin,
     Relink,
-    Reopen,
     Talk,
-    Unpin,
     Update,
 )
 

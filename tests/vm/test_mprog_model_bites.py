@@ -10,7 +10,7 @@ import pytest
 from harness.modelcheck.mprog import Mprog
 from harness.modelcheck.search import Stage
 from harness.oracle import cgroup_list, mprog
-from harness.oracle.calls import Attach
+from harness.oracle.mprog_calls import Attach
 from harness.oracle.objects import Objects
 from harness.oracle.world import World
 from tests.vm.wrong_rules import ENDS, Wrong, assert_found, staged

@@ -23,7 +23,6 @@ from harness.guest.bpf.syscall import BpfError, bpf
 
 BTF_INT_SIGNED, BTF_INT_CHAR, BTF_INT_BOOL = 1, 2, 4
 BTF_FUNC_STATIC, BTF_FUNC_GLOBAL, BTF_FUNC_EXTERN = 0, 1, 2
-BTF_VAR_STATIC, BTF_VAR_GLOBAL_ALLOCATED, BTF_VAR_GLOBAL_EXTERN = 0, 1, 2
 
 MemberSpec = tuple[str, int, int]
 """Name, type id, offset in bytes."""
@@ -118,15 +117,6 @@ class BtfBuilder:
     def func(self, name: str, proto: int, *, linkage: int = BTF_FUNC_GLOBAL) -> int:
         """A function; what func_info of a program names."""
         return self.raw(name, uapi.BTF_KIND_FUNC, linkage, proto)
-
-    def var(self, name: str, type: int, *, linkage: int = BTF_VAR_GLOBAL_ALLOCATED) -> int:
-        """A variable."""
-        return self.raw(name, uapi.BTF_KIND_VAR, 0, type, struct.pack("=I", linkage))
-
-    def datasec(self, name: str, size: int, variables: Sequence[tuple[int, int, int]]) -> int:
-        """A section of variables: (id, offset, size) each."""
-        extra = b"".join(struct.pack("=III", *variable) for variable in variables)
-        return self.raw(name, uapi.BTF_KIND_DATASEC, len(variables), size, extra)
 
     def blob(self) -> bytes:
         """The whole: header, types, strings."""

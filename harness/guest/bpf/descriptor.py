@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.attrs import GetId, Obj
-from harness.guest.bpf.syscall import BpfError, bpf
+from harness.guest.bpf.syscall import BpfError, bpf, system_call
 
 
 class Descriptor:
@@ -71,16 +71,7 @@ class Descriptor:
     @classmethod
     def ids(cls) -> Iterator[int]:
         """The ids of all such objects in the kernel, ascending. Raises BpfError (EPERM)."""
-        attr = GetId()
-        while True:
-            try:
-                bpf(cls._GET_NEXT, attr)
-            except BpfError as error:
-                if error.errno == errno.ENOENT:
-                    return
-                raise
-            yield attr.next_id
-            attr = GetId(start_id=attr.next_id)
+        return ids(cls._GET_NEXT)
 
     def pin(self, path: str | os.PathLike[str], *, flags: int = 0) -> None:
         """Pin under `path` in a bpf file system. Raises BpfError."""
@@ -97,6 +88,17 @@ class Descriptor:
         attr = Obj(file_flags=flags)
         attr.point("pathname", ctypes.create_string_buffer(os.fsencode(path)))
         return cls(bpf(uapi.BPF_OBJ_GET, attr))
+
+
+def ids(command: int) -> Iterator[int]:
+    """The ids that one of the BPF_*_GET_NEXT_ID commands walks over, ascending. Raises BpfError (EPERM)."""
+    attr = GetId()
+    at, size = ctypes.byref(attr), ctypes.sizeof(attr)
+    while (error := system_call(command, at, size)) == 0:
+        yield attr.next_id
+        attr.start_id = attr.next_id
+    if error != errno.ENOENT:
+        raise BpfError(error, uapi.name_of("cmd", command) or f"bpf command {command}", attr.describe())
 
 
 def fd_of(holder: Descriptor | int | None) -> int:

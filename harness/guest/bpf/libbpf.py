@@ -50,7 +50,6 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_tc_detach": (c_int, (c_void_p, c_void_p)),
     "bpf_tc_query": (c_int, (c_void_p, c_void_p)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
-    "bpf_program__section_name": (c_char_p, (c_void_p,)),
     "bpf_program__fd": (c_int, (c_void_p,)),
     "bpf_program__set_autoload": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_program__set_attach_target": (c_int, (c_void_p, c_int, c_char_p)),

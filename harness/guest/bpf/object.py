@@ -71,10 +71,6 @@ class Object:
         """Names of all programs."""
         return self._names("program")
 
-    def map_names(self) -> list[str]:
-        """Names of all maps, internal ones (such as "name.bss") included."""
-        return self._names("map")
-
     def _names(self, kind: str) -> list[str]:
         names, item = [], None
         step = getattr(libbpf(), f"bpf_object__next_{kind}")

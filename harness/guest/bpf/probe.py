@@ -16,30 +16,20 @@ from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.bpf.syscall import BpfError, bpf
+from harness.guest.errnos import errno_of
 from harness.guest.netns import NetNamespace
 from harness.guest.rtnl import IFLA_NETKIT_HEADROOM, IFLA_NETKIT_PAIRING, IFLA_NETKIT_SCRUB, new_netkit
 
 LOOPBACK = 1
 
 
-def _errno(call: Callable[[], object]) -> int:
-    """0 if the call succeeds (what it returns is closed), else the errno."""
-    try:
-        made = call()
-    except BpfError as error:
-        return error.errno or 0
-    if hasattr(made, "close"):
-        made.close()
-    return 0
-
-
 def _tcx() -> bool:
-    return _errno(lambda: tcx.query(LOOPBACK)) == 0
+    return errno_of(lambda: tcx.query(LOOPBACK)) == 0
 
 
 def _netkit() -> bool:
     # drivers/net/netkit.c:netkit_dev_fetch says ENXIO for a device of another kind
-    return _errno(lambda: netkit.query(LOOPBACK)) == errno.ENXIO
+    return errno_of(lambda: netkit.query(LOOPBACK)) == errno.ENXIO
 
 
 def _netkit_setting(kind: int, bad: int | bytes) -> bool:
@@ -52,11 +42,7 @@ def _netkit_setting(kind: int, bad: int | bytes) -> bool:
         return False
     with NetNamespace.create() as namespace:
         request = new_netkit("probe", 2, "probe_peer", 3, namespace.fd, policy=99, settings={kind: bad})
-        try:
-            namespace.rtnl.request(request)
-        except OSError as error:
-            return error.errno == errno.ERANGE
-    return False
+        return errno_of(lambda: namespace.rtnl.request(request)) == errno.ERANGE
 
 
 def _cgroup_mprog() -> bool:
@@ -65,7 +51,7 @@ def _cgroup_mprog() -> bool:
         sentinel = 0x5EED5EED5EED
         attr = ProgQuery(target_fd=fd, attach_type=uapi.BPF_CGROUP_INET_INGRESS, revision=sentinel)
         # before 6.6 the field is unknown and must be zero
-        return _errno(lambda: bpf(uapi.BPF_PROG_QUERY, attr)) == 0 and attr.revision != sentinel
+        return errno_of(lambda: bpf(uapi.BPF_PROG_QUERY, attr)) == 0 and attr.revision != sentinel
     finally:
         os.close(fd)
 
@@ -76,7 +62,7 @@ def _struct_ops() -> bool:
 
 def _struct_ops_link() -> bool:
     return (
-        _struct_ops() and _errno(lambda: StructOps.create("tcp_congestion_ops", flags=uapi.BPF_F_LINK)) == 0
+        _struct_ops() and errno_of(lambda: StructOps.create("tcp_congestion_ops", flags=uapi.BPF_F_LINK)) == 0
     )
 
 
@@ -84,7 +70,7 @@ def _module_struct_ops() -> bool:
     value = btf.vmlinux().find("bpf_struct_ops_tcp_congestion_ops", uapi.BTF_KIND_STRUCT)
     return (
         value is not None
-        and _errno(
+        and errno_of(
             lambda: Map.create(
                 uapi.BPF_MAP_TYPE_STRUCT_OPS,
                 4,
@@ -110,7 +96,7 @@ def _struct_ops_link_detach() -> bool:
         try:
             ops.update({**progs, "name": "kernrig_probe"})
             with ops.link() as link:
-                return _errno(link.detach) == 0
+                return errno_of(link.detach) == 0
         finally:
             for prog in progs.values():
                 prog.close()
@@ -195,7 +181,7 @@ def _cgroup_preorder() -> bool:
     try:
         with Prog.load(asm(mov(r0, 1), exit_()), uapi.BPF_PROG_TYPE_CGROUP_SKB) as prog:
             flags = uapi.BPF_F_ALLOW_MULTI | uapi.BPF_F_PREORDER
-            if _errno(lambda: cgroup.attach(fd, prog, flags=flags)) != 0:
+            if errno_of(lambda: cgroup.attach(fd, prog, flags=flags)) != 0:
                 return False
             cgroup.detach(fd, prog)
             return True
@@ -214,7 +200,7 @@ def load_lsm_cgroup(hook: str) -> Prog:
 
 
 def _cgroup_lsm() -> bool:
-    return _has_any_kfunc("bpf_lsm_socket_bind") and _errno(lambda: load_lsm_cgroup("socket_bind")) == 0
+    return _has_any_kfunc("bpf_lsm_socket_bind") and errno_of(lambda: load_lsm_cgroup("socket_bind")) == 0
 
 
 def _has_member(structure: str, member: str) -> bool:
@@ -239,7 +225,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
     # kernel/bpf/trampoline.c:bpf_image_ksym_init came with their names
     "struct_ops_symbols": lambda: _has_any_kfunc("bpf_image_ksym_init"),
     "struct_ops_association": lambda: (
-        _errno(lambda: bpf(uapi.BPF_PROG_ASSOC_STRUCT_OPS, ProgAssocStructOps(prog_fd=0xFFFFFFFF)))
+        errno_of(lambda: bpf(uapi.BPF_PROG_ASSOC_STRUCT_OPS, ProgAssocStructOps(prog_fd=0xFFFFFFFF)))
         == errno.EBADF
     ),
     "module_struct_ops": _module_struct_ops,

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Names of kernel addresses, asked of the kernel one by one: /proc/kallsyms takes a second to read under TCG."""
+"""Symbols of the kernel: by name from /proc/kallsyms, which takes most of a second to read under TCG, by address from
+a program, which is quick.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import (
@@ -28,9 +33,43 @@ from harness.guest.bpf.asm import (
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 
+KALLSYMS = Path("/proc/kallsyms")
 LONGEST = 256
 # kernel/bpf/core.c:bpf_get_prog_name, kernel/bpf/trampoline.c, kernel/bpf/dispatcher.c
 _MADE_AT_RUN_TIME = re.compile(r"bpf_(prog_[0-9a-f]{16}(_|$)|trampoline_\d|dispatcher_\d)")
+
+
+class Symbol(NamedTuple):
+    """A line of /proc/kallsyms; `module` is None for the kernel's own, "bpf" for what BPF made."""
+
+    address: int
+    name: str
+    module: str | None
+
+
+def every() -> Iterator[Symbol]:
+    """All symbols, in the order of /proc/kallsyms, which is read as far as it is asked for."""
+    with KALLSYMS.open() as lines:
+        for line in lines:
+            address, _, name, *module = line.split()
+            yield Symbol(int(address, 16), name, module[0].strip("[]") if module else None)
+
+
+def matching(pattern: str) -> list[Symbol]:
+    """The symbols whose whole names match the regex; there may be several of one name."""
+    text = KALLSYMS.read_bytes()
+    found = []
+    for line in re.finditer(rb" (?P<name>%s)(?:\t\[(?P<module>\w+)\])?\n" % pattern.encode(), text):
+        begin = text.rfind(b"\n", 0, line.start()) + 1
+        address = int(text[begin : line.start()].split()[0], 16)
+        module = line["module"]
+        found.append(Symbol(address, line["name"].decode(), None if module is None else module.decode()))
+    return found
+
+
+def has_symbol(name: str, module: str | None = None) -> bool:
+    """Whether there is such a symbol, of the kernel's own or of that module. `tracing.traceable` is quicker."""
+    return any(each.module == module for each in matching(re.escape(name)))
 
 
 class Symbols:

@@ -3,24 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import Code, asm, exit_, mov, r0
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError
-
-KALLSYMS = Path("/proc/kallsyms")
-
-
-def has_symbol(name: str, module: str | None = None) -> bool:
-    """Whether /proc/kallsyms has this symbol: the kernel's own, or a module's ("bpf": of a BPF image).
-
-    Reading it takes most of a second under TCG; `traceable` is the quick question.
-    """
-    line = f" {name}\n" if module is None else f" {name}\t[{module}]\n"
-    return line.encode() in KALLSYMS.read_bytes()
 
 
 def traceable(name: str, module: str | None = None) -> bool:
