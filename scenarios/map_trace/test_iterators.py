@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.guest.bpf import uapi
+from harness.guest.bpf import symbols, uapi
 from harness.guest.bpf.asm import Item, asm, exit_, jeq, label, ldxdw, mov, r0, r1, r2, stxdw
 from harness.guest.bpf.attrs import IterCreate
 from harness.guest.bpf.btf_builder import BtfBuilder
@@ -28,6 +28,7 @@ from harness.guest.bpf.object import Object
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.syscall import BpfError, bpf
 from harness.guest.bpf.tracing import load_iterator
+from harness.guest.errnos import errno_of
 from harness.guest.waiting import wait_until
 
 NewMap = Callable[..., Map]
@@ -104,13 +105,6 @@ def parsed(output: bytes) -> list[Shown]:
     return [Shown(*fields) for fields in RECORD.iter_unpack(output)]
 
 
-def refusal(act: Callable[[], object]) -> int | None:
-    """The errno of what must fail."""
-    with pytest.raises(BpfError) as refused:
-        act()
-    return refused.value.errno
-
-
 PLAIN = (uapi.BPF_MAP_TYPE_HASH, uapi.BPF_MAP_TYPE_LRU_HASH, uapi.BPF_MAP_TYPE_ARRAY)
 PERCPU = (
     uapi.BPF_MAP_TYPE_PERCPU_HASH,
@@ -166,9 +160,9 @@ def test_other_types_of_maps_cannot_be_walked(programs: Programs, new_map: NewMa
     with new_map() as inner:
         others.append(new_map(uapi.BPF_MAP_TYPE_HASH_OF_MAPS, value_size=4, inner_map=inner))
     for each in others:
-        assert refusal(partial(programs.link, "element", each)) == errno.EINVAL
+        assert errno_of(partial(programs.link, "element", each)) == errno.EINVAL
     with programs.object("element").prog("element") as prog:
-        assert refusal(lambda: Link.iterator(prog, map=0)) == errno.EBADF
+        assert errno_of(lambda: Link.iterator(prog, map=0)) == errno.EBADF
 
 
 @pytest.mark.parametrize(
@@ -188,7 +182,7 @@ def test_a_program_that_reads_more_than_there_is_cannot_be_attached(
     if errno_ is None:
         programs.link(program, map)
     else:
-        assert refusal(lambda: programs.link(program, map)) == errno_
+        assert errno_of(lambda: programs.link(program, map)) == errno_
 
 
 @pytest.mark.parametrize(
@@ -337,9 +331,7 @@ def test_kernel_symbols_can_be_walked(programs: Programs) -> None:
     require("kfunc:bpf_iter_ksym")
     with opened(programs.link("each_symbol")) as descriptor:
         shown = parsed(os.read(descriptor, 50 * RECORD.size))
-    with Path("/proc/kallsyms").open() as lines:
-        expected = [int(line.split()[0], 16) for line in islice(lines, 50)]
-    assert [each.key for each in shown] == expected
+    assert [each.key for each in shown] == [each.address for each in islice(symbols.every(), 50)]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -19,8 +18,9 @@ from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.prog import Prog
+from harness.guest.bpf.symbols import matching
 from harness.guest.bpf.syscall import BpfError
-from harness.guest.bpf.tracing import KALLSYMS, attach_tracing, load_tracing
+from harness.guest.bpf.tracing import attach_tracing, load_tracing
 from harness.guest.kr_modules import KrTraced
 
 MODULE = "kr_traced"
@@ -108,16 +108,9 @@ def modify_return(seen: Map) -> Link:
 
 
 def addresses(*functions: str) -> list[int]:
-    """Where the module's functions are. Raises AttributeError for one that there is not."""
-    text = KALLSYMS.read_bytes()
-    found = []
-    for name in functions:
-        line = re.search(
-            rb"^([0-9a-f]+) . %s\t\[%s\]$" % (name.encode(), MODULE.encode()), text, re.MULTILINE
-        )
-        assert line is not None
-        found.append(int(line[1], 16))
-    return found
+    """Where the module's functions are. Raises KeyError for one that there is not."""
+    found = {each.name: each.address for each in matching("|".join(functions)) if each.module == MODULE}
+    return [found[name] for name in functions]
 
 
 def kprobe_multi(seen: Map, *, by_address: bool = False, functions: tuple[str, ...] = FUNCTIONS) -> Link:

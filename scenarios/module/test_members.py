@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import errno
-import re
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from harness.guest.bpf import uapi
+from harness.guest.bpf import symbols, uapi
 from harness.guest.bpf.asm import (
     Item,
     add,
@@ -178,8 +176,4 @@ def test_program_that_was_not_entered_returns_nothing(kr_types: KrTypes) -> None
 
 def pages_of_trampolines(type: str) -> set[int]:
     """The pages in which the type's trampolines are, by their symbols."""
-    symbols = Path("/proc/kallsyms").read_text()
-    return {
-        int(address, 16) >> 12
-        for address in re.findall(rf"^(\w+) . bpf__{type}_\w+\t", symbols, re.MULTILINE)
-    }
+    return {each.address >> 12 for each in symbols.matching(rf"bpf__{type}_\w+")}

@@ -18,6 +18,7 @@ from harness.guest import modules
 from harness.guest.bpf.asm import asm, exit_, mov, r0
 from harness.guest.bpf.btf import BtfObject
 from harness.guest.bpf.link import Link
+from harness.guest.bpf.symbols import KALLSYMS
 from harness.guest.bpf.syscall import BpfError
 from harness.guest.bpf.tracing import load_iterator
 from harness.guest.kr_modules import KrOps
@@ -47,7 +48,7 @@ def read_files() -> None:
 
 
 def read_symbols() -> None:
-    lines = Path("/proc/kallsyms").read_text().splitlines()
+    lines = KALLSYMS.read_text().splitlines()
     assert all(len(line.split(maxsplit=2)) == 3 for line in lines)
 
 

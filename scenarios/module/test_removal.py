@@ -6,9 +6,7 @@ from __future__ import annotations
 import errno
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,10 @@ import pytest
 from harness.guest import modules
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.btf import BtfObject
+from harness.guest.bpf.symbols import has_symbol
 from harness.guest.bpf.syscall import refused
-from harness.guest.bpf.tracing import has_symbol, load_tracing
+from harness.guest.bpf.tracing import load_tracing
+from harness.guest.errnos import fails_with
 from harness.guest.kr_modules import KrDependent, KrOps, KrTraced
 from harness.guest.privilege import without
 from harness.guest.waiting import slow_factor, wait_until
@@ -30,28 +30,21 @@ CAP_SYS_MODULE = 16
 LONGEST_NAME = 64  # MODULE_NAME_LEN is 56 on 64 bits
 
 
-@contextmanager
-def errno_of(number: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
-        yield
-    assert caught.value.errno == number
-
-
 def test_removal_needs_the_capability_and_permission(kr_traced: KrTraced) -> None:
     """MODLIFE-RM-001: before it is asked whether there is such a module; the sysctl forbids it to everybody."""
     for name in ("kr_traced", "kr_nowhere"):
-        with errno_of(errno.EPERM):
+        with fails_with(errno.EPERM):
             without((CAP_SYS_MODULE,), modules.unload, name)
     kr_traced.unload()
     Path("/proc/sys/kernel/modules_disabled").write_text("1")
-    with errno_of(errno.EPERM):
+    with fails_with(errno.EPERM):
         modules.unload("kr_nowhere")
 
 
 @pytest.mark.parametrize("name", ["", "kr_nowhere", "x" * LONGEST_NAME], ids=["empty", "unknown", "too long"])
 def test_removal_of_what_there_is_not(name: str) -> None:
     """MODLIFE-RM-002."""
-    with errno_of(errno.ENOENT):
+    with fails_with(errno.ENOENT):
         modules.unload(name)
 
 
@@ -80,10 +73,10 @@ def test_removal_that_waits_for_its_turn_ends_by_a_signal(kr_traced: KrTraced) -
 
             signal.pthread_kill(thread_ident(thread), signal.SIGUSR1)
 
-            with errno_of(errno.EINTR):
+            with fails_with(errno.EINTR):
                 waiting.result(timeout=5 * slow_factor())
             assert not first.done()
-        with errno_of(errno.ENOENT):
+        with fails_with(errno.ENOENT):
             first.result()
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -124,7 +117,7 @@ def test_module_is_kept_by_another_that_uses_its_symbols(kr_traced: KrTraced) ->
         modules.unload_when_unused("kr_dependent")
     assert kr_traced.users() == 0
     kr_traced.unload()
-    with errno_of(errno.ENOENT):
+    with fails_with(errno.ENOENT):
         KrDependent()
 
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 from harness.guest import tcp
+from harness.guest.bpf import symbols
 from harness.guest.netns import NetNamespace
 
 
@@ -18,5 +16,5 @@ def available() -> list[str]:
 
 def trampolines() -> list[str]:
     """The members of tcp_congestion_ops whose trampolines have a symbol, one entry for each trampoline, sorted."""
-    symbols = Path("/proc/kallsyms").read_bytes()
-    return sorted(found.decode() for found in re.findall(rb" bpf__tcp_congestion_ops_(\w+)", symbols))
+    prefix = "bpf__tcp_congestion_ops_"
+    return sorted(each.name.removeprefix(prefix) for each in symbols.matching(prefix + r"\w+"))
