@@ -26,7 +26,7 @@ from harness.guest.bpf.asm import (
 )
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError
+from harness.guest.errnos import errno_of
 
 KEY, VALUE = -8, -16
 SMALLEST_PACKET = bytes(14)
@@ -44,18 +44,10 @@ class SystemCall:
     """Changes maps by BPF_MAP_UPDATE_ELEM and BPF_MAP_DELETE_ELEM."""
 
     def update(self, map: Map, key: int, value: int, flags: int = uapi.BPF_ANY) -> int:
-        try:
-            map.update(key, value, flags=flags)
-        except BpfError as error:
-            return error.errno or 0
-        return 0
+        return errno_of(lambda: map.update(key, value, flags=flags))
 
     def delete(self, map: Map, key: int) -> int:
-        try:
-            map.delete(key)
-        except BpfError as error:
-            return error.errno or 0
-        return 0
+        return errno_of(lambda: map.delete(key))
 
 
 class Program:

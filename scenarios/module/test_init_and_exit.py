@@ -15,6 +15,7 @@ from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.btf import BtfObject
 from harness.guest.bpf.probe import require
 from harness.guest.bpf.syscall import ENOTSUPP, refused
+from harness.guest.errnos import fails_with
 from harness.guest.kr_modules import KrKptr, KrOps, KrTraced, missing
 from harness.guest.waiting import wait_until
 from scenarios.kptr.kfuncs import Kfuncs
@@ -75,6 +76,14 @@ def binding(request: pytest.FixtureRequest) -> tuple[str, Bind, tuple[int, ...]]
     return name, bind, refusals
 
 
+def assert_stays(name: str, state: str) -> None:
+    """A removal says EBUSY, and the module is in that state."""
+    with fails_with(errno.EBUSY):
+        modules.unload(name)
+    found = modules.find(name)
+    assert found is not None and found.state == state
+
+
 def test_nothing_binds_until_init_has_returned(binding: tuple[str, Bind, tuple[int, ...]]) -> None:
     """MODLIFE-EDGE-001, MODLIFE-RACE-003, MODLIFE-RM-004, -011, STOPS-PROG-006, KPTR-MAP-007, -032: refused, then
     accepted, by the same BTF id; and a removal says EBUSY.
@@ -84,11 +93,7 @@ def test_nothing_binds_until_init_has_returned(binding: tuple[str, Bind, tuple[i
         id = btf.module(name).object.id
         with refused(*refusals), bind():
             pass
-        with pytest.raises(OSError) as busy:
-            modules.unload(name)
-        assert busy.value.errno == errno.EBUSY
-        found = modules.find(name)
-        assert found is not None and found.state == "Loading"
+        assert_stays(name, "Loading")
         assert not load.done()
     load.result()
     assert btf.module(name).object.id == id
@@ -106,9 +111,8 @@ def test_init_that_fails_leaves_nothing_and_the_name_free(binding: tuple[str, Bi
         id = btf.module(name).object.id
         with refused(*refusals), bind():
             pass
-    with pytest.raises(OSError) as failed:
+    with fails_with(errno.ENODEV):
         load.result()
-    assert failed.value.errno == errno.ENODEV
     assert id not in BtfObject.ids()
     assert (modules.find(name), Path(f"/sys/kernel/btf/{name}").exists()) == (None, False)
 
@@ -128,11 +132,7 @@ def test_nothing_binds_once_exit_has_begun(binding: tuple[str, Bind, tuple[int, 
         id = btf.module(name).object.id
         with refused(*refusals), bind():
             pass
-        with pytest.raises(OSError) as busy:
-            modules.unload(name)
-        assert busy.value.errno == errno.EBUSY
-        found = modules.find(name)
-        assert found is not None and found.state == "Unloading"
+        assert_stays(name, "Unloading")
         assert not unload.done()
     unload.result()
     with refused(errno.ENOENT):

@@ -7,8 +7,6 @@ Object 0 is bound to a registration and is refused once that has ended; object 1
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -16,6 +14,7 @@ from harness.guest import modules
 from harness.guest.bpf import uapi
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.syscall import refused
+from harness.guest.errnos import fails_with
 from harness.guest.kr_modules import KrOps
 from scenarios.module.tables import new_constant, new_table
 
@@ -30,7 +29,7 @@ def test_bound_object_is_refused_for_good_once_its_registration_ended(kr_ops: Kr
         table.delete()
 
     with new_table() as next:
-        with not_connected():
+        with fails_with(errno.ENOTCONN):
             kr_ops.call("compute", "@0", 20, 22)
         assert kr_ops.call("compute", 0, 20, 22) == 42
         next.delete()
@@ -57,7 +56,7 @@ def test_owning_object_keeps_table_and_module_until_it_goes(kr_ops: KrOps) -> No
         id = table.map.id
     with pytest.raises(BlockingIOError):
         kr_ops.unload()
-    with not_connected():
+    with fails_with(errno.ENOTCONN):
         kr_ops.call("compute", 0, 20, 22)
     assert kr_ops.call("compute", "@1", 20, 22) == 42
 
@@ -90,13 +89,6 @@ def test_object_is_not_made_of_a_map_that_is_not_registered(kr_ops: KrOps) -> No
         once.delete()
         for map in (once.map, ready.map, array):
             for make in (kr_ops.bind, kr_ops.own):
-                with not_connected():
+                with fails_with(errno.ENOTCONN):
                     make(2, f"#{map.id}")
         kr_ops.drop(OWNING)
-
-
-@contextmanager
-def not_connected() -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
-        yield
-    assert caught.value.errno == errno.ENOTCONN

@@ -11,7 +11,7 @@ from harness.guest import qdisc
 from harness.guest.bpf import tcx, uapi
 from harness.guest.bpf.asm import add, asm, exit_, jgt, jne, label, ldxb, ldxw, mov, r0, r1, r2, r3, r4
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError
+from harness.guest.errnos import errno_of
 from harness.guest.net import VethPair
 from harness.guest.privilege import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, unprivileged_bpf, with_only
 from harness.guest.traffic import send_frames
@@ -49,19 +49,15 @@ def test_a_network_administrator_who_may_load_programs_sets_up_a_filter(
         exit_(),
     )
 
-    def set_up() -> int:
-        try:
-            with Prog.load(peek, uapi.BPF_PROG_TYPE_SCHED_CLS) as prog:
-                qdisc.add_clsact(veth.b)
-                qdisc.add_bpf_filter(veth.b, prog.fd)
-        except BpfError as error:
-            return error.errno or 0
-        return 0
+    def set_up() -> None:
+        with Prog.load(peek, uapi.BPF_PROG_TYPE_SCHED_CLS) as prog:
+            qdisc.add_clsact(veth.b)
+            qdisc.add_bpf_filter(veth.b, prog.fd)
 
     assert veth.b.ns.ipr  # opened here: to enter the namespace is for the system's administrator
     tcx.attach(veth.b, journal.prog(1))
     with unprivileged_bpf(allowed=False):
-        assert with_only(held, set_up) == refusal
+        assert with_only(held, errno_of, set_up) == refusal
     assert send_frames(veth, 1) == 1
     assert journal.read() == ([1] if refusal else [1, 3])
     assert tcx.query(veth.b).count == 1

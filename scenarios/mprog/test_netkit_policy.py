@@ -6,8 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from harness.guest.bpf import netkit
 from harness.guest.bpf.probe import has
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_NETKIT_PEER, BPF_NETKIT_PRIMARY, NETKIT_DROP, NETKIT_NEXT, NETKIT_PASS
+from harness.guest.errnos import fails_with
 from harness.guest.net import Device, VethPair
 from harness.guest.netns import NetNamespace
 from harness.guest.rtnl import (
@@ -42,14 +42,6 @@ from scenarios.mprog.conftest import NETKIT_LISTS, NetkitPair, crosses
 FORWARD, BLACKHOLE = NETKIT_PASS, NETKIT_DROP
 NO_INFO = bytes(16)  # struct ifinfomsg
 SETTING_OF = {BPF_NETKIT_PRIMARY: IFLA_NETKIT_POLICY, BPF_NETKIT_PEER: IFLA_NETKIT_PEER_POLICY}
-
-
-@contextmanager
-def denied(*errnos: int) -> Iterator[None]:
-    """A context whose body must raise an OSError with one of `errnos`."""
-    with pytest.raises(OSError) as refusal:
-        yield
-    assert refusal.value.errno in errnos, refusal.value
 
 
 def both_ways(pair: VethPair) -> tuple[bool, bool]:
@@ -130,12 +122,12 @@ BAD_POLICIES = [(which, value) for which in SETTING_OF.values() for value in (1,
 def test_a_policy_is_forward_or_blackhole(netkit_pair: NetkitPair) -> None:
     """MPROG-NETKIT-009: anything else is EINVAL at creation, where no device is left, and as a change."""
     for setting, value in BAD_POLICIES:
-        with denied(errno.EINVAL):
+        with fails_with(errno.EINVAL):
             netkit_pair(settings={setting: value})
     pair = netkit_pair(policy=BLACKHOLE)
     before = shown(pair.a)
     for setting, value in BAD_POLICIES:
-        with denied(errno.EINVAL):
+        with fails_with(errno.EINVAL):
             pair.ns_a.rtnl.request(change_netkit(pair.a.ifindex, {setting: value}))
     assert shown(pair.a) == before
     assert both_ways(pair) == (False, True)
@@ -153,7 +145,7 @@ def test_a_pair_with_a_meaningless_setting_is_not_made(
 ) -> None:
     """MPROG-NETKIT-009: which end is the primary can't be said at all."""
     # Newer kernels let the netlink policy check the mode, which says ERANGE.
-    with denied(errno.EINVAL, errno.ERANGE):
+    with fails_with(errno.EINVAL, errno.ERANGE):
         netkit_pair(settings=settings)
     assert both_ways(netkit_pair()) == (True, True)
 
@@ -162,7 +154,7 @@ def test_a_pair_with_a_meaningless_setting_is_not_made(
 @pytest.mark.parametrize("setting", [IFLA_NETKIT_SCRUB, IFLA_NETKIT_PEER_SCRUB], ids=["primary", "peer"])
 def test_an_unknown_way_of_scrubbing_is_refused(netkit_pair: NetkitPair, setting: int) -> None:
     """MPROG-NETKIT-013."""
-    with denied(errno.ERANGE):
+    with fails_with(errno.ERANGE):
         netkit_pair(settings={setting: NETKIT_SCRUB_DEFAULT + 1})
     pair = netkit_pair(settings={setting: NETKIT_SCRUB_NONE})
     wanted = {IFLA_NETKIT_SCRUB: ("none", "default"), IFLA_NETKIT_PEER_SCRUB: ("default", "none")}[setting]
@@ -179,7 +171,7 @@ def test_the_peer_changes_nothing(netkit_pair: NetkitPair) -> None:
         {IFLA_NETKIT_POLICY: 99},
         {IFLA_NETKIT_PEER_INFO: NO_INFO},
     ):
-        with denied(errno.EACCES):
+        with fails_with(errno.EACCES):
             pair.ns_b.rtnl.request(change_netkit(pair.b.ifindex, settings))
     assert both_ways(pair) == (True, True)
 
@@ -187,7 +179,7 @@ def test_the_peer_changes_nothing(netkit_pair: NetkitPair) -> None:
 def unchanged(pair: VethPair, settings: NetkitSettings, *errnos: int) -> None:
     """The change is refused with one of `errnos`, together with a policy that is fine, and changes nothing."""
     before = shown(pair.a)
-    with denied(*errnos):
+    with fails_with(*errnos):
         pair.ns_a.rtnl.request(change_netkit(pair.a.ifindex, {IFLA_NETKIT_POLICY: BLACKHOLE, **settings}))
     assert shown(pair.a) == before
     assert both_ways(pair) == (True, True)
@@ -257,11 +249,11 @@ def test_a_device_without_a_peer_has_no_policy(netns: NetNamespace) -> None:
         {IFLA_NETKIT_PEER_SCRUB: NETKIT_SCRUB_NONE},
         {IFLA_NETKIT_PEER_INFO: NO_INFO},
     ):
-        with denied(errno.EOPNOTSUPP):
+        with fails_with(errno.EOPNOTSUPP):
             netns.rtnl.request(new_single_netkit("alone", ALONE, settings))
     netns.rtnl.request(new_single_netkit("alone", ALONE))
     for settings in ({IFLA_NETKIT_POLICY: FORWARD}, {IFLA_NETKIT_PEER_POLICY: FORWARD}):
-        with denied(errno.EOPNOTSUPP):
+        with fails_with(errno.EOPNOTSUPP):
             netns.rtnl.request(change_netkit(ALONE, settings))
-    with denied(errno.EACCES):
+    with fails_with(errno.EACCES):
         netns.rtnl.request(change_netkit(ALONE, {IFLA_NETKIT_PAIRING: NETKIT_DEVICE_PAIR}))

@@ -16,7 +16,7 @@ from harness.guest.bpf.attrs import Attr, ProgQuery
 from harness.guest.bpf.link import Link
 from harness.guest.bpf.probe import has
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError, bpf
+from harness.guest.bpf.syscall import bpf
 from harness.guest.bpf.uapi import (
     BPF_F_AFTER,
     BPF_F_ALLOW_MULTI,
@@ -28,6 +28,7 @@ from harness.guest.bpf.uapi import (
     BPF_TCX_EGRESS,
     BPF_TCX_INGRESS,
 )
+from harness.guest.errnos import errno_of
 from harness.guest.netns import libc
 from harness.guest.privilege import (
     CAP_BPF,
@@ -51,17 +52,6 @@ HOLDERS: dict[str, tuple[int, ...]] = {
     "NET_ADMIN": (CAP_NET_ADMIN,),
     "SYS_ADMIN": (CAP_SYS_ADMIN,),
 }
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """0 if the call succeeds (what it returns is closed), else the errno."""
-    try:
-        made = call()
-    except BpfError as error:
-        return error.errno or 0
-    if isinstance(made, Prog | Link):
-        made.close()
-    return 0
 
 
 def ids_of(kind: type[Prog] | type[Link]) -> list[int]:

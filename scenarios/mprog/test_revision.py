@@ -12,8 +12,9 @@ import pytest
 from harness.guest import qdisc
 from harness.guest.bpf import tcx
 from harness.guest.bpf.prog import Prog
-from harness.guest.bpf.syscall import BpfError, refused
+from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_TCX_EGRESS, BPF_TCX_INGRESS
+from harness.guest.errnos import errno_of
 from harness.guest.net import Device
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import ids
@@ -92,13 +93,9 @@ def test_of_racing_writers_with_one_revision_exactly_one_wins(dev: Device, sched
     writers, rounds = 4, 8
     tcx.attach(dev, sched_cls())
 
-    def attempt(prog: Prog, revision: int) -> int | None:
+    def attempt(prog: Prog, revision: int) -> int:
         # A new thread starts in the namespace of the one that made it: here, the device's.
-        try:
-            tcx.attach(dev, prog, expected_revision=revision)
-        except BpfError as error:
-            return error.errno
-        return 0
+        return errno_of(lambda: tcx.attach(dev, prog, expected_revision=revision))
 
     with ThreadPoolExecutor(writers) as pool:
         for _ in range(rounds):

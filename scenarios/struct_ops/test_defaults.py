@@ -11,6 +11,7 @@ import pytest
 
 from harness.guest import tcp
 from harness.guest.bpf.struct_ops import StructOps
+from harness.guest.errnos import errno_of
 from harness.guest.net import VethPair
 from harness.guest.netns import NetNamespace
 from harness.guest.privilege import CAP_NET_ADMIN, as_nobody, without
@@ -38,12 +39,9 @@ def initial() -> Iterator[NetNamespace]:
 def refusal(name: str) -> int:
     """The errno by which a fresh socket is refused the algorithm; 0 if it gets it."""
     with socket.socket() as fresh:
-        try:
-            tcp.set_congestion(fresh, name)
-        except OSError as error:
-            return error.errno or 0
-        assert tcp.congestion(fresh) == name
-        return 0
+        refused = errno_of(lambda: tcp.set_congestion(fresh, name))
+        assert refused or tcp.congestion(fresh) == name
+        return refused
 
 
 def test_only_administrators_choose_a_restricted_algorithm(

@@ -20,7 +20,8 @@ from harness.guest.bpf.map import Map
 from harness.guest.bpf.probe import has
 from harness.guest.bpf.prog import Prog, enable_stats
 from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog, map_attributes, user_btf
-from harness.guest.bpf.syscall import BpfError, bpf
+from harness.guest.bpf.syscall import bpf
+from harness.guest.errnos import errno_of
 from harness.guest.kr_modules import KrOps
 from harness.guest.privilege import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, with_only
 from harness.guest.waiting import wait_until
@@ -115,17 +116,6 @@ def test_ids_list_maps_and_links_but_not_the_inner_links_of_maps(new_ops: NewOps
     with StructOps.of(Map.from_id(id), TYPE) as reopened:
         assert reopened.contents().members["name"] == NAME.encode().ljust(16, b"\0")
         assert seen(reopened) == inuse(1)
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """0 if the call succeeds (what it returns is closed), else the errno."""
-    try:
-        made = call()
-    except BpfError as error:
-        return error.errno or 0
-    if isinstance(made, Prog | Map | Link):
-        made.close()
-    return 0
 
 
 KINDS: tuple[type[Map | Prog | BtfObject], ...] = (Map, Prog, BtfObject)

@@ -14,7 +14,8 @@ import pytest
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.struct_ops import StructOps
-from harness.guest.bpf.syscall import BpfError, refused
+from harness.guest.bpf.syscall import refused
+from harness.guest.errnos import errno_of
 from scenarios.struct_ops.algorithms import NAME, Algorithm, ready, seen
 from scenarios.struct_ops.conftest import NewOps
 from scenarios.struct_ops.observed import available
@@ -42,11 +43,7 @@ def at_once(*calls: Callable[[], object]) -> list[int]:
 
     def run(call: Callable[[], object]) -> int:
         start.wait()
-        try:
-            call()
-        except BpfError as error:
-            return error.errno or 0
-        return 0
+        return errno_of(call)
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))

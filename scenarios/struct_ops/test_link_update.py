@@ -22,6 +22,7 @@ from harness.guest.bpf.link import Link
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.struct_ops import StructOps
 from harness.guest.bpf.syscall import BpfError, bpf, refused
+from harness.guest.errnos import errno_of
 from harness.guest.netns import NetNamespace
 from harness.guest.waiting import slow_factor, wait_until
 from scenarios.struct_ops.algorithms import NAME, Algorithm, ready, seen
@@ -247,11 +248,7 @@ def test_of_racing_updates_that_name_the_old_map_one_wins(
 
     def update(link: Link, ops: StructOps, old: StructOps) -> int:
         start.wait()
-        try:
-            link.update(ops.map, old=old.map)
-        except BpfError as error:
-            return error.errno or 0
-        return 0
+        return errno_of(lambda: link.update(ops.map, old=old.map))
 
     with link_ops.link() as link, ThreadPoolExecutor(len(rivals)) as pool:
         for _ in range(4):

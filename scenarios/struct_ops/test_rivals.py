@@ -13,6 +13,7 @@ import pytest
 from harness.guest import modules, tcp
 from harness.guest.bpf.struct_ops import StructOps
 from harness.guest.bpf.syscall import refused
+from harness.guest.errnos import fails_with
 from harness.guest.net import VethPair
 from harness.guest.netns import NetNamespace
 from scenarios.struct_ops.algorithms import NAME, Algorithm, inuse, seen
@@ -26,9 +27,8 @@ def refuse(file: Path) -> None:
     """The module's init function finds its name taken. Since 7.0 the loader says EBUSY for an init's EEXIST, which it
     keeps for modules that are loaded already (kernel/module/main.c:do_init_module).
     """
-    with pytest.raises(OSError) as refusal:
+    with fails_with(errno.EEXIST, errno.EBUSY):
         modules.load(file)
-    assert refusal.value.errno in (errno.EEXIST, errno.EBUSY)
 
 
 @pytest.fixture(params=["dctcp", "bbr"])

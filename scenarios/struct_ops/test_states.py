@@ -23,6 +23,7 @@ from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps
 from harness.guest.bpf.syscall import ENOTSUPP, bpf, errno_name, system_call
+from harness.guest.errnos import errno_of
 from harness.guest.waiting import slow_factor
 from scenarios.struct_ops.algorithms import (
     NAME,
@@ -101,17 +102,6 @@ def machine(state: State, new_ops: NewOps, idle: Algorithm) -> Iterator[Machine]
     built.close()
 
 
-def code(call: Callable[[], object]) -> int:
-    """0 if the call succeeds (what it returns is closed), else the errno."""
-    try:
-        made = call()
-    except OSError as error:
-        return error.errno or 0
-    if isinstance(made, Prog | Map | mmap.mmap):
-        made.close()
-    return 0
-
-
 def raw(command: int, map: Map, *, key: int, flags: int = 0) -> Callable[[], object]:
     """A command of one element by its bare attributes, whose errno no wrapper interprets."""
 
@@ -183,7 +173,7 @@ def test_commands_answer_by_the_state(state: State, machine: Machine) -> None:
     wrong = {
         name: f"{errno_name(answer)}, not {errno_name(error)}"
         for name, (call, error) in {**harmless(ops), **refusals}.items()
-        if (answer := code(call)) != error
+        if (answer := errno_of(call)) != error
     }
     assert wrong == {}
     assert (ops.contents(), available()) == (contents, names)
