@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from harness.vm.shape import Shape
 
 DEFAULT_SECONDS = 60.0
-REBOOT_SECONDS = 90.0
 
 
 class GuestError(Exception):

@@ -174,16 +174,6 @@ class Sandbox:
         yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 
 
-@dataclass(frozen=True)
-class Extra:
-    """Arguments that are passed on as they are."""
-
-    words: tuple[str, ...]
-
-    def arguments(self) -> Iterator[str]:
-        yield from self.words
-
-
 def command_line(executable: str, devices: Iterable[Device]) -> list[str]:
     """The whole argument vector for QEMU."""
     return [executable, *(word for device in devices for word in device.arguments())]

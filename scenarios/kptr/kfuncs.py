@@ -7,6 +7,7 @@ from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import (
     Insn,
     Item,
+    Reg,
     add,
     asm,
     call,
@@ -56,18 +57,23 @@ class Kfuncs:
         return Prog.load(code, uapi.BPF_PROG_TYPE_SCHED_CLS, fd_array=[0, self.btf.object])
 
 
-def value_of(map: Map) -> Item:
-    """r6 = the value of key 0."""
+def value_of(map: Map, key: int = 0, into: Reg = r6) -> Item:
+    """The value of a key; without one the program returns 0."""
+    return value_in(ld_map_fd(r1, map), key, into)
+
+
+def value_in(map: Item, key: int = 0, into: Reg = r6) -> Item:
+    """The same of the map that `map` puts into r1."""
     return [
-        stw(r10, -4, 0),
-        ld_map_fd(r1, map),
+        stw(r10, -4, key),
+        map,
         mov(r2, r10),
         add(r2, -4),
         call(uapi.BPF_FUNC_map_lookup_elem),
         jne(r0, 0, 2),
         mov(r0, 0),
         exit_(),
-        mov(r6, r0),
+        mov(into, r0),
     ]
 
 

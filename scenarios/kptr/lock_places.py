@@ -6,25 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.guest.bpf import uapi
 from harness.guest.bpf.asm import (
     Item,
     Reg,
-    add,
-    call,
-    exit_,
-    jne,
     ld_map_value,
     mov,
-    r0,
     r1,
-    r2,
     r6,
     r7,
-    r10,
-    stw,
 )
 from harness.guest.bpf.map import Map
+from scenarios.kptr.kfuncs import value_in
 from scenarios.kptr.workshop import Home, Workshop
 
 
@@ -47,18 +39,7 @@ class Maps:
 
 def inner_value(w: Workshop, maps: Maps, into: Reg, nth: int) -> Item:
     """The value of the inner map of this number."""
-    return [
-        w.value(maps.outer, nth, into),
-        stw(r10, -4, 0),
-        mov(r1, into),
-        mov(r2, r10),
-        add(r2, -4),
-        call(uapi.BPF_FUNC_map_lookup_elem),
-        jne(r0, 0, 2),
-        mov(r0, 0),
-        exit_(),
-        mov(into, r0),
-    ]
+    return [w.value(maps.outer, nth, into), value_in(mov(r1, into), 0, into)]
 
 
 PLACES = {

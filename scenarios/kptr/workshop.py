@@ -29,7 +29,6 @@ from harness.guest.bpf.asm import (
     jne,
     label,
     ld_func,
-    ld_map_fd,
     ldxdw,
     mov,
     r0,
@@ -40,13 +39,12 @@ from harness.guest.bpf.asm import (
     r5,
     r6,
     r7,
-    r10,
     stdw,
-    stw,
 )
 from harness.guest.bpf.map import Map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError, errno_name
+from scenarios.kptr.kfuncs import value_of
 from scenarios.kptr.local_types import Local, LocalTypes
 
 
@@ -128,17 +126,7 @@ class Workshop:
 
     def value(self, map: Map, key: int = 0, into: Reg = r6) -> Item:
         """The value of a key."""
-        return [
-            stw(r10, -4, key),
-            ld_map_fd(r1, map),
-            mov(r2, r10),
-            add(r2, -4),
-            call(uapi.BPF_FUNC_map_lookup_elem),
-            jne(r0, 0, 2),
-            mov(r0, 0),
-            exit_(),
-            mov(into, r0),
-        ]
+        return value_of(map, key, into)
 
     def exchange(self, incoming: Item, field: str, home: Home | None = None) -> Item:
         """r0 = what was in a pointer; `incoming` sets r2, which goes in."""

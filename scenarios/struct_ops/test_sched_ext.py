@@ -62,7 +62,6 @@ def run_something() -> None:
     subprocess.run(["/bin/true"], check=True, timeout=30)
 
 
-NewScheduler = Callable[[Mapping[str, Code]], StructOps]
 NewMembers = Callable[[Mapping[str, Code]], dict[str, Filling]]
 
 
