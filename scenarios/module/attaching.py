@@ -108,8 +108,9 @@ def modify_return(seen: Map) -> Link:
 
 
 def addresses(*functions: str) -> list[int]:
-    """Where the module's functions are. Raises KeyError for one that there is not."""
+    """Where the module's functions are. Raises AssertionError for one that there is not."""
     found = {each.name: each.address for each in matching("|".join(functions)) if each.module == MODULE}
+    assert found.keys() >= set(functions)
     return [found[name] for name in functions]
 
 

@@ -130,7 +130,7 @@ def kptr_map(
 def _storage_kptr() -> bool:
     # one change let pointers into all four kinds of local storage (6.4); the tag is known, whatever it means
     return (
-        _errno(
+        errno_of(
             lambda: kptr_map(
                 "kptr", map_type=uapi.BPF_MAP_TYPE_TASK_STORAGE, max_entries=0, flags=uapi.BPF_F_NO_PREALLOC
             )
