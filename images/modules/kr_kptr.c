@@ -152,6 +152,12 @@ __bpf_kfunc int *kr_obj_const_bytes(struct kr_obj *obj, const int rdonly_buf_siz
 	return kr_obj_bytes(obj, rdonly_buf_size);
 }
 
+/* The same, said to be a reference, which bytes cannot be: no program that calls this loads. */
+__bpf_kfunc int *kr_obj_owned_bytes(struct kr_obj *obj, const int rdonly_buf_size)
+{
+	return kr_obj_bytes(obj, rdonly_buf_size);
+}
+
 __bpf_kfunc_end_defs();
 
 BTF_KFUNCS_START(kr_kfunc_ids)
@@ -163,6 +169,7 @@ BTF_ID_FLAGS(func, kr_obj_refs, KR_KF_TRUSTED)
 BTF_ID_FLAGS(func, kr_obj_mark, KR_KF_TRUSTED)
 BTF_ID_FLAGS(func, kr_obj_bytes, KF_RET_NULL | KR_KF_TRUSTED)
 BTF_ID_FLAGS(func, kr_obj_const_bytes, KF_RET_NULL | KR_KF_TRUSTED)
+BTF_ID_FLAGS(func, kr_obj_owned_bytes, KF_ACQUIRE | KF_RET_NULL | KR_KF_TRUSTED)
 BTF_KFUNCS_END(kr_kfunc_ids)
 
 static const struct btf_kfunc_id_set kr_kfunc_set = {

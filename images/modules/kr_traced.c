@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A module to attach programs to: tracepoints, functions, a function that can be made to fail, a variable, a kfunc; and a symbol
+ * A module to attach programs to: tracepoints, functions, a function that can be made to fail, a variable, kfuncs; and a symbol
  * that another module (kr_dependent) uses.
  *
  * A number written to debugfs kr_traced/call goes through all of them, in the order of the source; a read from the same open file
@@ -13,6 +13,7 @@
 #include <linux/kstrtox.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
+#include <linux/skbuff.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
@@ -52,6 +53,29 @@ __bpf_kfunc int kr_traced_destroy(void)
 	return 13;
 }
 
+/* Numbers of each width, all of which may be negative. */
+__bpf_kfunc s64 kr_traced_add(s8 a, s16 b, s32 c, s64 d)
+{
+	return a + b + c + d;
+}
+
+/* A program passes its context as it knows it, and what comes is the kernel's. */
+__bpf_kfunc u32 kr_traced_mark_of(struct __sk_buff *packet)
+{
+	return ((struct sk_buff *)packet)->mark;
+}
+
+/* The sum of some memory; the verifier learns from the second argument's name how much of it is read. */
+__bpf_kfunc u32 kr_traced_sum(const void *bytes, u32 bytes__sz)
+{
+	const u8 *byte = bytes;
+	u32 i, sum = 0;
+
+	for (i = 0; i < bytes__sz; i++)
+		sum += byte[i];
+	return sum;
+}
+
 /* Returns 0, unless a program that modifies its return value says otherwise. */
 __bpf_kfunc int kr_traced_permit(int value)
 {
@@ -67,6 +91,9 @@ __bpf_kfunc_end_defs();
 BTF_KFUNCS_START(kr_kfunc_ids)
 BTF_ID_FLAGS(func, kr_traced_number)
 BTF_ID_FLAGS(func, kr_traced_destroy, KF_DESTRUCTIVE)
+BTF_ID_FLAGS(func, kr_traced_add)
+BTF_ID_FLAGS(func, kr_traced_mark_of)
+BTF_ID_FLAGS(func, kr_traced_sum)
 BTF_KFUNCS_END(kr_kfunc_ids)
 
 static const struct btf_kfunc_id_set kr_kfunc_set = {

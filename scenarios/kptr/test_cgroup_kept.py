@@ -142,7 +142,7 @@ def test_stashed_cgroup_outlives_its_directory(parent: Group, end: str) -> None:
 
         wait_until(lambda: parent.dying == 1, timeout=3, what="the other cgroup to be gone")
         assert not found(id)
-        assert acquired(owner) == id & 0xFFFFFFFF
+        assert (acquired(owner), parent.dying) == (id & 0xFFFFFFFF, 1)
         if end == "exchange":
             take_out(owner)
         else:
@@ -202,10 +202,13 @@ def test_look_up_by_id_and_the_namespace(parent: Group, root: str) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        (child.path / "cgroup.procs").write_text(str(os.getpid()))
-        assert libc().unshare(CLONE_NEWCGROUP) == 0
-        os.write(writer, b"1" if found(wanted) else b"0")
-        os._exit(0)
+        try:
+            (child.path / "cgroup.procs").write_text(str(os.getpid()))
+            assert libc().unshare(CLONE_NEWCGROUP) == 0
+            assert "0::/" in Path("/proc/self/cgroup").read_text().splitlines()
+            os.write(writer, b"1" if found(wanted) else b"0")
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         seen = answer.read()

@@ -390,7 +390,18 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
         ],
         (1, 1, 0, 0, 0, 0),
     ),
-    "or": (lambda: [cpus(r6, 0), cpus(r7, 1), op("or", r8, r6, r7), holds(r8)], (1, 1)),
+    "or": (
+        lambda: [
+            cpus(r6, 0),
+            cpus(r7, 0),
+            op("or", r8, r6, r7),
+            holds(r8),
+            cpus(r7, 1),
+            op("or", r8, r6, r7),
+            holds(r8),
+        ],
+        (0, 1, 1, 1),
+    ),
     "exclusive or": (lambda: [cpus(r6, 0, 1), cpus(r7, 1), op("xor", r8, r6, r7), holds(r8)], (0, 1)),
     "equal": (
         lambda: [
@@ -398,15 +409,17 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             note(op("equal", r6, r7)),
             cpus(r7, 0),
             note(op("equal", r6, r7)),
+            cpus(r7, 1),
+            note(op("equal", r6, r7)),
         ],
-        (0, 1),
+        (0, 1, 0),
     ),
     "intersects": (
         lambda: [
             cpus(r6, 0),
             cpus(r7, 1),
             note(op("intersects", r6, r7)),
-            cpus(r7, 0),
+            cpus(r6, 1),
             note(op("intersects", r6, r7)),
         ],
         (0, 1),

@@ -217,7 +217,7 @@ def test_masks_deep_in_a_value_are_owned_one_by_one(destroyed: Callable[[], int]
         b = Types()
         value = build(b, b.pointer(owning_tag(), to=b.struct("bpf_cpumask", 0)))
         with map_with(b, value, size) as map:
-            if kind(map, offsets[0]) == "data":
+            if released == 0 and kind(map) == "data":
                 pytest.skip("this kernel lacks kptrs in nested structures and arrays")
             assert [cpu(map, at) for at in offsets] == [0] * len(offsets), name
             for n, at in enumerate(offsets):

@@ -131,7 +131,7 @@ REFUSED = {
     ),
     "put_other_type": Refusal(
         EACCES,
-        "invalid kptr access, R2",
+        "invalid kptr access, R2 type=percpu_ptr_kr_twin expected=ptr_kr_plain",
         lambda w, m: [w.value(m), new_percpu(w, w.t.twin), w.exchange(mov(r2, r7), "percpu")],
     ),
     "put_plain_object": Refusal(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Programs that call functions of modules: of two at once, from a subprogram, with each kind of argument."""
+"""Programs that call functions of modules: of two at once, from a subprogram, only where they may."""
 
 from __future__ import annotations
 

@@ -53,6 +53,12 @@ WRONG = {
     "written": (stw(r8, 0, 5), {"of": "kr_obj_const_bytes"}, errno.EACCES, "cannot write into rdonly_mem"),
     "out of bounds": (ldxw(r3, r8, 8), {}, errno.EACCES, "outside of the allowed memory range"),
     "across the end": (ldxdw(r3, r8, 4), {}, errno.EACCES, "outside of the allowed memory range"),
+    "said to be a reference": (
+        NOTHING,
+        {"of": "kr_obj_owned_bytes"},
+        errno.EINVAL,
+        "acquire kernel function does not return PTR_TO_BTF_ID",
+    ),
     "size not constant": (NOTHING, {"size": ldxw(r2, r7, 4)}, errno.EINVAL, "is not a const"),
 }
 
