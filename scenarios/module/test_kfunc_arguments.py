@@ -90,7 +90,12 @@ WRONG: dict[str, tuple[tuple[int, ...], str, Callable[[], Item], bool]] = {
         lambda: [add(r1, 8), call("mark_of")],
         True,
     ),
-    "of another type": ((errno.EINVAL,), "must point to scalar", lambda: call("mark_of"), False),
+    "of another type": (
+        (errno.EINVAL,),
+        "must point to scalar|R1 is ctx expected STRUCT __sk_buff",
+        lambda: call("mark_of"),
+        False,
+    ),
 }
 
 
