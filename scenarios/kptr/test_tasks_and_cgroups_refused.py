@@ -240,7 +240,7 @@ def test_reference_is_refused_for_anything_else(bench: Bench, kind: Kind, owner:
             "released: never acquired": releases(NOT_OWNED, lambda: k.trusted()),
             "released twice": refuses(
                 EINVAL,
-                f"{NO_OBJECT}|{NOT_OWNED}",
+                f"{NO_OBJECT}|{NOT_OWNED}|R1 is scalar expected STRUCT",
                 lambda b: [
                     acquire(k, k.trusted()),
                     jeq(r0, 0, "out"),
