@@ -18,8 +18,12 @@ import psutil
 import pytest
 
 from harness import host
+from harness.deadline import Deadline
 from harness.errors import HostError, KernrigError
 from harness.image import debian, recipe, tools
+
+# The number of the system call in which subprocess waits for a program's output (asm/unistd_64.h).
+POLL = "7"
 
 
 def test_packages_are_unpacked_below_usr_without_what_is_pruned(tmp_path: Path) -> None:
@@ -136,6 +140,11 @@ def test_an_interrupted_build_step_takes_its_program_along(tmp_path: Path) -> No
         with os.fdopen(os.open(fifo, os.O_RDWR), "rb") as started:
             assert select.select([started], [], [], 20)[0]
         children = psutil.Process(process.pid).children()
+        # The program runs before its starter knows that it does: wait until that one waits for its output.
+        deadline = Deadline.after(20, "the output to be waited for")
+        while Path(f"/proc/{process.pid}/syscall").read_text().split()[0] != POLL:
+            deadline.check()
+            time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         process.wait(30)
     assert len(children) == 1
