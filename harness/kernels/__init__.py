@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A name becomes a Kernel: Debian's packages, or a bzImage on the host."""
+"""A name becomes a Kernel: Debian's packages, a bzImage on the host, or a source tree that gets built."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ __all__ = [
 DEFAULT = "debian"
 _NAMES = (
     "a kernel is named `debian` (Debian stable's), `debian:6.12` (the newest of a series), `debian:VERSION` "
-    "(an exact Debian version), `debian:SUITE`, or by the path of a bzImage; `kernrig kernel list` shows "
-    "what Debian has"
+    "(an exact Debian version), `debian:SUITE`, by the path of a bzImage, or from source as "
+    "`tree:PATH[@REV][+FLAVOUR...]` or `deb-source:SERIES[+FLAVOUR...]`; `kernrig kernel list` shows what "
+    "Debian has"
 )
 
 
@@ -44,14 +45,16 @@ def resolve(
     even when they were asked a short while ago. Raises KernrigError when there is no such kernel or
     scenarios cannot run on it.
     """
-    from harness.kernels import debian
+    from harness.kernels import debian, source
 
-    if debian.is_name(name):
+    if debian.is_name(name) or source.is_name(name):
         if modules is not None:
             raise KernrigError(
                 f"modules were given ({modules}) for the kernel {name}, which brings its own",
                 hint="--kr-modules goes with the path of a bzImage",
             )
+        if source.is_name(name):
+            return source.resolve(name, cache=cache, say=say, refresh=refresh)
         return debian.resolve(name, cache=cache, say=say, refresh=refresh)
     if not name.strip():
         raise KernrigError("the name of the kernel is empty", hint=_NAMES)

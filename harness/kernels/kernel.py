@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Provenance:
     """Where a kernel comes from.
 
-    `source` is `debian` or `local`, `package` the Debian image package or the path that was given,
-    `version` the Debian version or the kernel's release, `sha256` the checksum of the bzImage. `suites` are
-    Debian's suites that had it when it was fetched, `parts` the files it was made from, each as `SHA256
-    NAME`.
+    `source` is `debian`, `local` or `source` (built here), `package` the Debian image package or the path or
+    name that was given, `version` the Debian version, the kernel's release or the tree's commit, `sha256` the
+    checksum of the bzImage. `suites` are Debian's suites that had it when it was fetched, `parts` the files it
+    was made from, each as `SHA256 NAME`.
     """
 
     source: str
@@ -76,6 +76,10 @@ class Kernel:
             from harness.kernels import debian
 
             return debian.headers(self, cache=cache, say=say)
+        if self.provenance.source == "source":
+            from harness.kernels import source
+
+            return source.headers(self, cache=cache, say=say)
         from harness.kernels import local
 
         return local.headers(self)

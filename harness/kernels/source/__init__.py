@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Kernels that are built here: `tree:PATH[@REV][+FLAVOUR...]`, `deb-source:SERIES[+FLAVOUR...]`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cache import Cache, Say, digest
+from harness.errors import KernrigError
+from harness.kernels import stored
+from harness.kernels.kernel import Headers, Kernel
+from harness.kernels.source import build, kconfig, names, trees
+from harness.kernels.source.build import Progress
+
+SOURCE = "source"
+is_name = names.is_name
+
+# Part of every key: a change to how kernels are built makes new ones.
+_RECIPE = "1"
+_BUILD_WAIT_S = 4 * 3600.0
+_PACKAGE_FRESH_S = 24 * 3600.0
+_COMPILERS = ("clang", "gcc")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One kernel that can be built: what from, how configured, and the key under which it lies in the cache."""
+
+    name: names.SourceName
+    snapshot: trees.Snapshot
+    fragments: tuple[Path, ...]
+    compiler: build.Compiler
+    key: str
+
+
+def resolve(
+    name: str,
+    *,
+    cache: Cache,
+    say: Say | None = None,
+    refresh: bool = False,
+    progress: Progress | None = None,
+) -> Kernel:
+    """The kernel that `name` stands for, built when it is not in the cache.
+
+    Raises KernrigError when there is no such source, its configuration has not what the fragments ask for, or
+    it does not build.
+    """
+    planned = plan(name, cache=cache, say=say, refresh=refresh)
+    entry = cache.build(
+        stored.KIND,
+        planned.key,
+        lambda folder: _make(folder, planned, cache, say, progress),
+        say=say,
+        wait_s=_BUILD_WAIT_S,
+    )
+    return stored.load(entry, name)
+
+
+def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = False) -> Plan:
+    """What `name` asks for, without building it. Raises KernrigError as `resolve` does for a wrong name."""
+    asked = names.parse(name)
+    fragments = tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
+    compiler = build.compiler("clang" if "clang" in asked.flavours else "gcc")
+    snapshot = _snapshot(asked, cache=cache, say=say, refresh=refresh)
+    key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments)
+    return Plan(asked, snapshot, fragments, compiler, key)
+
+
+def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
+    """What modules for a kernel that was built here are built against, unpacked in the cache."""
+    archive = kernel.vmlinuz.with_name("headers.tar.zst")
+
+    def make(folder: Path) -> None:
+        done = subprocess.run(
+            ["tar", "--zstd", "-xf", str(archive), "-C", str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode:
+            raise KernrigError(f"unpacking the headers of {kernel.release} failed: {done.stderr.strip()}")
+
+    entry = cache.build("headers", digest("headers", kernel.digest), make, say=say).resolve()
+    return Headers(entry, entry, kernel.release)
+
+
+def vmlinux(kernel: Kernel) -> Path | None:
+    """The kernel's vmlinux with symbols and line numbers, or None for one that was not built here."""
+    path = kernel.vmlinuz.with_name("vmlinux")
+    return path if path.exists() else None
+
+
+def _snapshot(asked: names.SourceName, *, cache: Cache, say: Say | None, refresh: bool) -> trees.Snapshot:
+    if asked.path is not None:
+        return trees.snapshot(asked.path, asked.rev, cache=cache, say=say)
+    from harness.kernels.source import package
+
+    assert asked.series is not None
+    found = package.fetch(asked.series, cache=cache, say=say, refresh=refresh)
+    return trees.Snapshot(f"deb-source {asked.series}", found.file, found.version, found.tree)
+
+
+def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: Progress | None) -> None:
+    def tell(text: str) -> None:
+        if say is not None:
+            say(text)
+
+    flavour = "+".join((planned.compiler.name, *(each.stem for each in planned.fragments)))
+    with cache.state(
+        f"kernel-build-{digest(planned.snapshot.place, flavour)}", say=say, wait_s=_BUILD_WAIT_S
+    ) as work:
+        tree = planned.snapshot.copy_to(work / "source").resolve()
+        output = work / "build"
+        output.mkdir(exist_ok=True)
+        env = build.environment(cache, work)
+        make = ["make", "-C", str(tree), f"O={output}", *planned.compiler.make]
+        verified = kconfig.configure(tree, output, planned.fragments, ["make", *planned.compiler.make], env)
+        for wish in verified.unknown:
+            if wish.value != "n":
+                tell(f"{planned.name}: this kernel does not know {wish.option} ({wish.fragment}.config)")
+        before = _files_of_last_build(work)
+        tell(f"building the kernel {planned.name} ({planned.snapshot.version}), configuration {flavour}")
+        done = build.compile_kernel(
+            make,
+            env,
+            log=work / "build.log",
+            total=before,
+            progress=progress or build.teller(tell, str(planned.name)),
+        )
+        (work / "last.json").write_text(json.dumps({"files": max(done, before or 0)}))
+        build.install_modules(make, env, folder / "root")
+        bzimage = output / "arch/x86/boot/bzImage"
+        stored.write(
+            folder,
+            stored.Parts(
+                vmlinuz=bzimage,
+                config=(output / ".config").read_text(encoding="utf-8"),
+                package=str(planned.name),
+                version=planned.snapshot.version,
+                source=SOURCE,
+                parts=(f"{planned.snapshot.content}  {planned.snapshot.place}", planned.compiler.version),
+            ),
+        )
+        build.keep_vmlinux(output, folder / "vmlinux", env)
+        build.keep_headers(tree, make, env, folder / "vmlinux.btf", folder / "headers.tar.zst")
+        shutil.copyfile(work / "build.log", folder / "build.log")
+
+
+def _files_of_last_build(work: Path) -> int | None:
+    try:
+        return int(json.loads((work / "last.json").read_text())["files"])
+    except (OSError, ValueError, KeyError):
+        return None
