@@ -61,6 +61,8 @@ def conclude(
     left = _with_verdict(item, reports, verdict, text)
     for report in left:
         report.user_properties.append(("kernrig_outcome", verdict.outcome.value))
+        if verdict.fingerprint:
+            report.user_properties.append(("kernrig_fingerprint", verdict.fingerprint))
     return left
 
 

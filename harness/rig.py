@@ -75,7 +75,7 @@ class Rig:
     def kernel(self, name: str) -> Kernel:
         """The kernel that the user called `name`."""
         if name not in self._kernels:
-            modules = self.settings.modules if not name.startswith("debian") else None
+            modules = self.settings.modules if kernels.is_path(name) else None
             self._kernels[name] = kernels.resolve(name, modules=modules, cache=self.cache, say=self.say)
         return self._kernels[name]
 

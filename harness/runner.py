@@ -105,6 +105,12 @@ class Runner:
 
     # Items
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Every test as often as was asked for, one after the other."""
+        if self.settings.repeat > 1:
+            items[:] = [item for item in items for _ in range(self.settings.repeat)]
+
     def is_scenario(self, item: pytest.Item) -> bool:
         """Whether the item's body runs in the guest."""
         root = self._config.rootpath / self.settings.scenarios
@@ -209,11 +215,12 @@ class Runner:
         self._report(item, finished, issue)
 
     def _issue_of(self, item: pytest.Item) -> KnownIssue | None:
-        """The item's known issue, if its kernel is expected to have it. Raises KernrigError for a wrong marker."""
+        """The item's known issue, if its kernel is expected to have it; None with pytest's --runxfail. Raises
+        KernrigError for a wrong marker."""
         issue = known_issue(item)
-        if issue is None or not issue.concerns(self.rig.kernel(self.kernel_of(item)).provenance.version):
+        if issue is None or self._config.option.runxfail:
             return None
-        return issue
+        return issue if issue.concerns(self.rig.kernel(self.kernel_of(item)).provenance.version) else None
 
     def _run_on_a_machine(
         self, item: pytest.Function, job: Job, shape: Shape, evidence: Evidence

@@ -255,11 +255,14 @@ def _not_collected(job: Job, errors: list[dict[str, str]]) -> str:
 
 def _phase(report: dict[str, Any]) -> PhaseReport:
     longrepr = report.get("longrepr")
+    where = ""
     if isinstance(longrepr, dict):
         crash = longrepr.get("reprcrash") or {}
         message = str(crash.get("message", "")).split("\n", 1)[0]
+        if crash:
+            where = f"{crash.get('path', '')}:{crash.get('lineno', '')}"
     elif isinstance(longrepr, list | tuple):
         message = str(longrepr[-1])
     else:
         message = str(longrepr or "").strip().rsplit("\n", 1)[-1]
-    return PhaseReport(report["when"], report["outcome"], message, xfailed="wasxfail" in report)
+    return PhaseReport(report["when"], report["outcome"], message, "wasxfail" in report, where)

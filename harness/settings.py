@@ -55,7 +55,8 @@ OPTIONS = (
         "kernel",
         "NAME",
         "debian",
-        "kernel to test: debian, debian:6.12, debian:VERSION or a bzImage's path; repeatable",
+        "kernel to test: debian, debian:6.12, debian:VERSION, a bzImage's path, tree:PATH[@REV][+FLAVOUR] or "
+        "deb-source:6.12[+FLAVOUR]; repeatable",
         many=True,
     ),
     Option("modules", "DIR", "", "modules of a kernel given by path"),
@@ -69,6 +70,7 @@ OPTIONS = (
     Option("timeout", "SECONDS", "60", "deadline of one scenario, in seconds of a fast machine"),
     Option("examples", "N", "64", "random sequences of calls that are compared with a model, per test"),
     Option("seed", "N", "0", "where those sequences start; the same seed gives the same ones"),
+    Option("repeat", "N", "1", "run each test so many times, in a machine of its own each time"),
     Option("scenarios", "DIR", "scenarios", "directory below rootdir whose tests run in the guest"),
     Option("results", "DIR", ".kernrig/results", "where evidence is kept, below rootdir"),
 )
@@ -88,6 +90,7 @@ class Settings:
     timeout: float = 60.0
     examples: int = 64
     seed: int = 0
+    repeat: int = 1
     scenarios: str = "scenarios"
     results: str = ".kernrig/results"
 
@@ -126,6 +129,7 @@ class Settings:
             timeout=_seconds(one["timeout"], values["timeout"][1]),
             examples=_number(one["examples"], values["examples"][1], least=1),
             seed=_number(one["seed"], values["seed"][1], least=0),
+            repeat=_number(one["repeat"], values["repeat"][1], least=1),
             scenarios=one["scenarios"].strip("/"),
             results=one["results"],
         )

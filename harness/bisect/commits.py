@@ -58,6 +58,8 @@ class Commits:
         self._good, self._bad = self._candidate(good_id), self._candidate(bad_id)
         options = ["--no-checkout", *(["--first-parent"] if first_parent else [])]
         self._git("bisect", "reset", check=False)
+        # git bisects only where HEAD is a commit.
+        self._git("update-ref", "--no-deref", "HEAD", bad_id)
         self._said = self._git("bisect", "start", *options, bad_id, good_id, "--", *paths)
         for each in skip:
             self._said = self._git("bisect", "skip", self._commit(each), check=False)
@@ -80,8 +82,8 @@ class Commits:
         return self._candidate(head) if head else None
 
     def learn(self, candidate: Candidate, judgement: Judgement) -> None:
-        """Tell git. It ends with an error when only skipped commits are left."""
-        self._said = self._git("bisect", judgement.value, candidate.id, check=judgement is not Judgement.SKIP)
+        """Tell git, whose exit status is not 0 when only skipped commits are left."""
+        self._said = self._git("bisect", judgement.value, candidate.id, check=False)
 
     def left(self) -> int:
         """git's own estimate."""

@@ -7,8 +7,10 @@ stays. Options depend on each other, so that what a kernel has is what its own k
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.bisect.space import Answer, Candidate
 from harness.bisect.trial import Judgement
@@ -39,6 +41,30 @@ def differences(good: Mapping[str, str], bad: Mapping[str, str]) -> list[Differe
         if before != after and not told:
             found.append(Difference(option, before, after))
     return found
+
+
+def mixture(good: Path, part: Sequence[Difference], folder: Path) -> Path:
+    """A file in `folder` with the configuration `good` and these options as the bad one has them; its name tells its
+    content, so that it is written once."""
+    changes = {each.option: each.bad for each in part}
+    lines = [
+        line
+        for line in good.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.removeprefix("# ").partition("=")[0].partition(" ")[0] not in changes
+    ]
+    lines += [f"{option}={_written(value)}" for option, value in changes.items()]
+    text = "\n".join(lines) + "\n"
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.config"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _written(value: str) -> str:
+    """A value as a `.config` has it: KernelConfig took strings out of their quotes."""
+    plain = value in ("y", "m", "n") or value.lstrip("-").isdigit() or value.startswith("0x")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return value if plain else f'"{escaped}"'
 
 
 class Options:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from harness.cli.behaviours import behaviours
+from harness.cli.bisect import bisect
 from harness.cli.clean import clean
 from harness.cli.doctor import doctor
 from harness.cli.failure import INTERRUPTED, say, show
@@ -44,7 +45,7 @@ def cli() -> None:
     """BPF scenarios in pristine clones of booted kernels. The scenarios themselves are run by pytest."""
 
 
-for _command in (doctor, kernel, shell, run, clean, behaviours):
+for _command in (doctor, kernel, shell, run, bisect, clean, behaviours):
     cli.add_command(_command)
 
 

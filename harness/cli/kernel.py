@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +17,8 @@ from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
 
 if TYPE_CHECKING:
-    from harness.kernels import AvailableKernel, Kernel
+    from harness.kernels import AvailableKernel, Kernel, KernelConfig
+    from harness.kernels.source.build import Progress
     from harness.settings import Settings
     from harness.vm.machine import Machine
 
@@ -80,6 +83,45 @@ def fetch(names: tuple[str, ...], refresh: bool) -> None:
         click.echo(f"{name}: {found.release} ({found.provenance.package} {found.provenance.version})")
 
 
+@kernel.command(short_help="build kernels from source")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--refresh", is_flag=True, help="ask Debian's lists again, even if they were asked a while ago")
+def build(names: tuple[str, ...], refresh: bool) -> None:
+    """Build kernels: tree:PATH[@REV][+FLAVOUR...] or deb-source:SERIES[+FLAVOUR...].
+
+    Flavours are debug, coverage, race, and clang for another compiler. A tree is only read, never written to. What was
+    built before is not built again, and a build after a small change is small.
+    """
+    from harness.cache import Cache
+    from harness.kernels import source
+
+    for name in names:
+        with _bar(name) as progress:
+            found = source.resolve(name, cache=Cache.default(), say=say, refresh=refresh, progress=progress)
+        click.echo(f"{name}: {found.release} ({found.provenance.version}), {found.vmlinuz}")
+
+
+@kernel.command(short_help="a kernel's configuration, or how two differ")
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--diff", "pair", nargs=2, metavar="A B", help="only the options in which A and B differ")
+def config(names: tuple[str, ...], pair: tuple[str, str] | None) -> None:
+    """The configuration of the kernels NAME, each a kernel's name or a file with a configuration."""
+    from harness.bisect.options import differences
+
+    if pair is not None:
+        if names:
+            raise click.UsageError("--diff takes both names itself")
+        left, right = (_config(each) for each in pair)
+        for each in differences(left, right):
+            click.echo(f"{each.option:<48} {each.good:<24} {each.bad}")
+        return
+    if not names:
+        raise click.UsageError("name a kernel")
+    for name in names:
+        for option, value in sorted(_config(name).items()):
+            click.echo(f"{option}={value}")
+
+
 @kernel.command(short_help="where a kernel comes from and what it can do")
 @click.argument("name", metavar="NAME")
 @shared_options("modules", "qemu", "accel")
@@ -111,6 +153,44 @@ def show(name: str, features: bool, as_json: bool, **given: Any) -> None:
         click.echo("\n".join(_lines(facts)))
     if failure is not None:
         raise failure  # what is known without booting the kernel has been shown
+
+
+def _config(name: str) -> KernelConfig:
+    from pathlib import Path
+
+    from harness import kernels
+    from harness.cache import Cache
+    from harness.kernels import vmlinux
+    from harness.kernels.config import KernelConfig
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            vmlinux.identify(path)
+        except KernrigError:
+            return KernelConfig.read(path)
+    return kernels.resolve(name, cache=Cache.default(), say=say).config
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress | None]:
+    """A progress bar on a terminal; None elsewhere, where a line now and then has to do."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=1, label=name, file=sys.stderr, item_show_func=_short) as bar:
+
+        def progress(done: int, total: int | None, file: str) -> None:
+            # Without an earlier build to go by, the end is not known.
+            bar.length = max(total or 2 * done, done)
+            bar.pos = done - 1
+            bar.update(1, file)
+
+        yield progress
+
+
+def _short(file: str | None) -> str:
+    return "" if file is None else file[-40:]
 
 
 def describe(kernel: Kernel) -> dict[str, Any]:

@@ -17,7 +17,8 @@ MACHINE = ("kernel", "modules", "cpus", "memory", "append", "isolation", "qemu",
 _NUMBERS = ("cpus", "memory")
 # Where pytest's words would not fit a single machine.
 _HELP = {
-    "kernel": "kernel to boot: debian, debian:6.12, debian:VERSION or a bzImage's path",
+    "kernel": "kernel to boot: debian, debian:6.12, debian:VERSION, a bzImage's path, tree:PATH[@REV][+FLAVOUR] or "
+    "deb-source:6.12[+FLAVOUR]",
     "isolation": "how the machine is made: a clone of a template, or a cold boot",
     "cpus": "virtual CPUs",
     "memory": "MiB of memory",

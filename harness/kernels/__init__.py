@@ -19,6 +19,7 @@ __all__ = [
     "KernelConfig",
     "Provenance",
     "available",
+    "is_path",
     "resolve",
 ]
 
@@ -64,6 +65,13 @@ def resolve(
     from harness.kernels import local
 
     return local.resolve(name, modules=modules, cache=cache, say=say)
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` names a file of the host, so that it may need modules from elsewhere."""
+    from harness.kernels import debian, source
+
+    return not debian.is_name(name) and not source.is_name(name)
 
 
 def available(cache: Cache, say: Callable[[str], None] | None = None) -> list[AvailableKernel]:

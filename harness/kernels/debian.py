@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
 import subprocess
@@ -77,6 +78,40 @@ def available(cache: Cache, say: Say | None = None) -> list[AvailableKernel]:
         )
         for each in _index(cache, say=say).candidates
     ]
+
+
+def version_of(name: str, *, cache: Cache, say: Say | None = None) -> str:
+    """The exact Debian version that `name` stands for, without fetching it. Raises KernrigError when nothing
+    matches."""
+    return _select(cache, name.partition(":")[2], say=say, max_age_s=None).version
+
+
+def changelog(older: str, newer: str, *, cache: Cache, say: Say | None = None) -> str:
+    """What Debian's changelog says of the versions after `older` up to `newer` (or the other way round), newest first.
+
+    It comes with the headers package of the newer version. Says why instead when that cannot be had.
+    """
+    from debian.changelog import Changelog
+    from debian.debian_support import Version
+
+    first, last = sorted((Version(older), Version(newer)))
+    try:
+        candidate = _select(cache, str(last), say=say, max_age_s=None)
+        packages = _index(cache, say=say).headers(candidate.release, candidate.version)
+        key = digest("headers", *(package.file for package in packages))
+        entry = cache.build("headers", key, lambda folder: _unpack(packages, folder, cache, say), say=say)
+        files = sorted(entry.glob("usr/share/doc/linux-headers-*-common/changelog.Debian.gz"))
+        if not files:
+            return f"the headers of {last} come without a changelog"
+        with gzip.open(files[0], "rt", encoding="utf-8", errors="replace") as file:
+            blocks = list(Changelog(file, allow_empty_author=True))
+    except (KernrigError, OSError, EOFError) as error:
+        return f"the changelog of {last} cannot be had: {error}"
+    wanted = [block for block in blocks if first < block.version <= last]
+    return (
+        "\n".join(str(block).rstrip() for block in wanted)
+        or f"the changelog of {last} has no entry of its own"
+    )
 
 
 def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:

@@ -19,6 +19,7 @@ The first of these that holds decides:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -51,20 +52,22 @@ class Outcome(StrEnum):
 class PhaseReport:
     """What a verdict needs of one of pytest's reports: `when` is "setup", "call" or "teardown", `outcome`
     "passed", "failed" or "skipped", `message` its last line or reason; `xfailed` for a skip that stands for
-    an expected failure.
+    an expected failure; `where` the file and line at which it failed.
     """
 
     when: str
     outcome: str
     message: str = ""
     xfailed: bool = False
+    where: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The outcome and everything it was made from. `reason` is one sentence; `also` are further findings that
     would have failed the scenario too. `taint` are all new flags, `evidence` the results directory, `rerun` a
-    command.
+    command. `fingerprint` is the same for failures that are likely the same: the place of the assertion, or the
+    splat's kind, title or first functions; "" for what did not fail.
     """
 
     outcome: Outcome
@@ -80,6 +83,7 @@ class Verdict:
     lost_records: int = 0
     evidence: str | None = None
     rerun: str | None = None
+    fingerprint: str = ""
 
     @property
     def dirty(self) -> bool:
@@ -169,7 +173,20 @@ def judge(
         lost_records=lost_records,
         evidence=evidence,
         rerun=rerun,
+        fingerprint=_fingerprint(outcome, reason, unexpected, reports) if outcome.failed else "",
     )
+
+
+def _fingerprint(
+    outcome: Outcome, reason: str, unexpected: Sequence[Splat], reports: Sequence[PhaseReport]
+) -> str:
+    if unexpected:
+        return f"{outcome}:{_worst(unexpected).fingerprint}"
+    failed = next((report for report in reports if report.outcome == "failed" and report.where), None)
+    if outcome is Outcome.TEST and failed is not None:
+        error = failed.message.partition(":")[0] if re.match(r"[\w.]+(?::|$)", failed.message) else ""
+        return f"{outcome}:{failed.where}:{error}"
+    return f"{outcome}:{re.sub(r'[0-9]+', 'N', reason)}"
 
 
 def _complete(reports: Sequence[PhaseReport]) -> bool:
@@ -180,11 +197,15 @@ def _complete(reports: Sequence[PhaseReport]) -> bool:
 
 
 def _splat_reason(splats: Sequence[Splat], reports: Sequence[PhaseReport]) -> str:
-    worst = next((splat for splat in splats if splat.fatal), splats[0])
+    worst = _worst(splats)
     verb = "panicked" if worst.fatal else "complained"
     more = "" if len(splats) == 1 else f" (and {len(splats) - 1} more)"
     passed = _complete(reports) and all(report.outcome == "passed" for report in reports)
     return f"the kernel {verb}: {worst.title}{more}" + (", though every assert passed" if passed else "")
+
+
+def _worst(splats: Sequence[Splat]) -> Splat:
+    return next((splat for splat in splats if splat.fatal), splats[0])
 
 
 # make_task_dead() in kernel/exit.c, and the OOM killer.

@@ -65,6 +65,8 @@ def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = Fal
     """What `name` asks for, without building it. Raises KernrigError as `resolve` does for a wrong name."""
     asked = names.parse(name)
     fragments = tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
+    if asked.config is not None:
+        fragments = (asked.config,)
     compiler = build.compiler("clang" if "clang" in asked.flavours else "gcc")
     snapshot = _snapshot(asked, cache=cache, say=say, refresh=refresh)
     key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments)
@@ -120,7 +122,11 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         output.mkdir(exist_ok=True)
         env = build.environment(cache, work)
         make = ["make", "-C", str(tree), f"O={output}", *planned.compiler.make]
-        verified = kconfig.configure(tree, output, planned.fragments, ["make", *planned.compiler.make], env)
+        command = ["make", *planned.compiler.make]
+        if planned.name.config is None:
+            verified = kconfig.configure(tree, output, planned.fragments, command, env)
+        else:
+            verified = kconfig.take(tree, output, planned.name.config, command, env)
         for wish in verified.unknown:
             if wish.value != "n":
                 tell(f"{planned.name}: this kernel does not know {wish.option} ({wish.fragment}.config)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,21 @@ def configure(
             hint=f"set what they depend on, or change the fragments in {FRAGMENTS}",
         )
     return Verified(config, unknown)
+
+
+def take(
+    tree: Path, build: Path, config: Path, make: Sequence[str], environment: Mapping[str, str]
+) -> Verified:
+    """Use a whole configuration as it is; what this kernel has besides gets its default. Raises KernrigError when the
+    tree's kconfig cannot read it."""
+    shutil.copyfile(config, build / ".config")
+    _run(
+        [*make, "-C", str(tree), f"O={build}", "olddefconfig"],
+        cwd=tree,
+        environment=environment,
+        what=f"taking the configuration {config}",
+    )
+    return Verified(KernelConfig.read(build / ".config"), ())
 
 
 def _granted(wish: Wish, config: KernelConfig) -> bool:
