@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from harness.scenario import Finished, Job, run
 from harness.settings import Settings
 from harness.tree import GUEST_ROOT
 from harness.verdict import End, ExpectedSplat, KnownIssue, MachineEnd, explain, judge
+from harness.verdict.addresses import Decoder
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
 
@@ -43,6 +44,7 @@ class Runner:
         self.run_name = new_run()
         self._is_worker = hasattr(config, "workerinput")
         self._header: list[str] = []
+        self._decoders: dict[str, Callable[[str], str]] = {}
 
     @cached_property
     def rig(self) -> Rig:
@@ -273,6 +275,13 @@ class Runner:
             location=tuple(location) if location else None,
         )
 
+    def _decoder(self, name: str) -> Callable[[str], str]:
+        """What adds file and line to the addresses in a kernel's log, where that kernel's vmlinux was kept."""
+        if name not in self._decoders:
+            vmlinux = self.rig.kernel(name).vmlinux
+            self._decoders[name] = Decoder(vmlinux).decode if vmlinux is not None else str
+        return self._decoders[name]
+
     def _to_host(self, text: str) -> str:
         return text.replace(GUEST_ROOT + "/", str(self._config.rootpath) + os.sep)
 
@@ -291,7 +300,11 @@ class Runner:
 
     def _report(self, item: pytest.Function, finished: Finished, issue: KnownIssue | None) -> None:
         verdict = finished.verdict
-        text = self.keep(finished.evidence, self._to_host(explain(verdict)), failed=verdict.outcome.failed)
+        told = self._to_host(explain(verdict))
+        if verdict.outcome.failed and (verdict.unexpected or verdict.console_tail):
+            decode = self._decoder(self.kernel_of(item))
+            told, finished.evidence.kernel_log = decode(told), decode(finished.evidence.kernel_log)
+        text = self.keep(finished.evidence, told, failed=verdict.outcome.failed)
         reports = [from_guest(item, data, self._to_host) for data in finished.reports]
         concluded = conclude(item, reports, verdict, text)
         if issue is not None:

@@ -67,6 +67,12 @@ class Kernel:
     provenance: Provenance
     config: KernelConfig = field(compare=False, repr=False)
 
+    @property
+    def vmlinux(self) -> Path | None:
+        """vmlinux with symbols and line numbers, for gdb and for splats; None for a kernel that was not built here."""
+        path = self.vmlinuz.with_name("vmlinux")
+        return path if path.exists() else None
+
     def headers(self, cache: Cache, say: Callable[[str], None] | None = None) -> Headers:
         """What is needed to build modules for this kernel, fetched when it is not in the cache.
 

@@ -92,12 +92,6 @@ def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
     return Headers(entry, entry, kernel.release)
 
 
-def vmlinux(kernel: Kernel) -> Path | None:
-    """The kernel's vmlinux with symbols and line numbers, or None for one that was not built here."""
-    path = kernel.vmlinuz.with_name("vmlinux")
-    return path if path.exists() else None
-
-
 def _snapshot(asked: names.SourceName, *, cache: Cache, say: Say | None, refresh: bool) -> trees.Snapshot:
     if asked.path is not None:
         return trees.snapshot(asked.path, asked.rev, cache=cache, say=say)
