@@ -57,7 +57,15 @@ NEEDS: tuple[Need, ...] = (
     # Debian's kernels bring the compiler they were built with; an own kernel was built with the host's.
     Need("gcc", "gcc", "builds test modules for your own kernels"),
     Need("ld", "binutils", "links test modules for your own kernels"),
-    Need("pahole", "dwarves", "gives test modules for your own kernels their BTF"),
+    Need("pahole", "dwarves", "gives kernels from source and their modules their BTF"),
+    Need("git", "git", "reads kernel trees"),
+    Need("flex", "flex", "builds kernels from source"),
+    Need("bison", "bison", "builds kernels from source"),
+    Need("bc", "bc", "builds kernels from source"),
+    Need("gelf.h", "libelf-dev", "builds kernels from source", Path("/usr/include/gelf.h")),
+    Need("openssl/ssl.h", "libssl-dev", "builds kernels from source", Path("/usr/include/openssl/ssl.h")),
+    Need("ccache", "ccache", "makes the second build of a kernel short"),
+    Need("zstd", "zstd", "packs what modules are built against"),
 )
 
 
