@@ -73,6 +73,12 @@ class Kernel:
         path = self.vmlinuz.with_name("vmlinux")
         return path if path.exists() else None
 
+    @property
+    def coverage(self) -> Path | None:
+        """What reading the counters of its lines needs (harness/kernels/source/profile.py); None where it has none."""
+        path = self.vmlinuz.with_name("coverage")
+        return path if path.is_dir() else None
+
     def headers(self, cache: Cache, say: Callable[[str], None] | None = None) -> Headers:
         """What is needed to build modules for this kernel, fetched when it is not in the cache.
 

@@ -13,7 +13,7 @@ from harness.cache import Cache, Say, digest
 from harness.errors import KernrigError
 from harness.kernels import stored
 from harness.kernels.kernel import Headers, Kernel
-from harness.kernels.source import build, kconfig, names, trees
+from harness.kernels.source import build, kconfig, names, profile, trees
 from harness.kernels.source.build import Progress
 
 SOURCE = "source"
@@ -28,11 +28,13 @@ _COMPILERS = ("clang", "gcc")
 
 @dataclass(frozen=True)
 class Plan:
-    """One kernel that can be built: what from, how configured, and the key under which it lies in the cache."""
+    """One kernel that can be built: what from, how configured, which of its files count their lines (`profiled`: lists
+    of them), and the key under which it lies in the cache."""
 
     name: names.SourceName
     snapshot: trees.Snapshot
     fragments: tuple[Path, ...]
+    profiled: tuple[Path, ...]
     compiler: build.Compiler
     key: str
 
@@ -67,10 +69,15 @@ def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = Fal
     fragments = tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
     if asked.config is not None:
         fragments = (asked.config,)
+    profiled = profile.lists_for(fragments)
+    if profiled and "clang" in asked.flavours:
+        raise KernrigError(
+            f"{name}: lines are counted in kernels that gcc compiled", hint="leave out +clang or +coverage"
+        )
     compiler = build.compiler("clang" if "clang" in asked.flavours else "gcc")
     snapshot = _snapshot(asked, cache=cache, say=say, refresh=refresh)
-    key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments)
-    return Plan(asked, snapshot, fragments, compiler, key)
+    key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments, *profiled)
+    return Plan(asked, snapshot, fragments, profiled, compiler, key)
 
 
 def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
@@ -127,7 +134,7 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         before = _files_of_last_build(work)
         tell(f"building the kernel {planned.name} ({planned.snapshot.version}), configuration {flavour}")
         done = build.compile_kernel(
-            make,
+            [*make, *profile.make_words(planned.profiled)],
             env,
             log=work / "build.log",
             total=before,
@@ -149,6 +156,8 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         )
         build.keep_vmlinux(output, folder / "vmlinux", env)
         build.keep_headers(tree, make, env, folder / "vmlinux.btf", folder / "headers.tar.zst")
+        if planned.profiled:
+            profile.keep(tree, output, folder / profile.FOLDER)
         shutil.copyfile(work / "build.log", folder / "build.log")
 
 
