@@ -53,7 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     from harness.runner import Runner
 
-    config.pluginmanager.register(Runner(config, read_settings(config)), "kernrig-runner")
+    runner = Runner(config, read_settings(config))
+    config.pluginmanager.register(runner, "kernrig-runner")
+    if runner.coverage is not None:
+        from harness.coverage.session import CoverageSession
+
+        config.pluginmanager.register(CoverageSession(config, runner.coverage), "kernrig-coverage")
 
 
 @pytest.hookimpl(tryfirst=True)

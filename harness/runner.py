@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +27,9 @@ from harness.verdict import End, ExpectedSplat, KnownIssue, MachineEnd, explain,
 from harness.verdict.addresses import Decoder
 from harness.vm.machine import MachineLostError
 from harness.vm.shape import Shape
+
+if TYPE_CHECKING:
+    from harness.coverage.collector import Collector
 
 FIRST_MACHINE = "::first machine"
 """What a scenario's evidence is named after in addition, when that machine did not begin with it."""
@@ -45,6 +48,11 @@ class Runner:
         self._is_worker = hasattr(config, "workerinput")
         self._header: list[str] = []
         self._decoders: dict[str, Callable[[str], str]] = {}
+        self.coverage: Collector | None = None
+        if settings.coverage:
+            from harness.coverage.collector import Collector
+
+            self.coverage = Collector(lambda: self.rig, settings.coverage)
 
     @cached_property
     def rig(self) -> Rig:
@@ -81,6 +89,8 @@ class Runner:
             return
         try:
             self.rig.cache.sweep()
+            if self.coverage is not None:
+                self.coverage.profiled()
             self.rig.prepare()
             self._header = self._describe()
         except KernrigError as error:
@@ -227,7 +237,11 @@ class Runner:
     def _run_on_a_machine(
         self, item: pytest.Function, job: Job, shape: Shape, evidence: Evidence
     ) -> Finished:
+        coverage = self.coverage
+        if coverage is not None:
+            coverage.prepare(shape)
         with self.rig.lease(self.kernel_of(item), shape) as lease:
+            start = coverage.begin(lease.machine, shape) if coverage is not None else {}
             finished = run(
                 lease.machine,
                 job,
@@ -235,6 +249,8 @@ class Runner:
                 lambda message: self._hear(item, message),
                 rerun=self._rerun(item),
             )
+            if coverage is not None and finished.taken:
+                coverage.take(lease.machine, start)
             lease.spoiled = lease.spoiled or finished.verdict.dirty
         return finished
 

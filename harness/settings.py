@@ -71,6 +71,14 @@ OPTIONS = (
     Option("examples", "N", "64", "random sequences of calls that are compared with a model, per test"),
     Option("seed", "N", "0", "where those sequences start; the same seed gives the same ones"),
     Option("repeat", "N", "1", "run each test so many times, in a machine of its own each time"),
+    Option(
+        "coverage",
+        "FILE",
+        "",
+        "show which lines of this kernel file or directory the scenarios reached, on a kernel built +coverage; "
+        "repeatable",
+        many=True,
+    ),
     Option("scenarios", "DIR", "scenarios", "directory below rootdir whose tests run in the guest"),
     Option("results", "DIR", ".kernrig/results", "where evidence is kept, below rootdir"),
 )
@@ -91,6 +99,7 @@ class Settings:
     examples: int = 64
     seed: int = 0
     repeat: int = 1
+    coverage: tuple[str, ...] = ()
     scenarios: str = "scenarios"
     results: str = ".kernrig/results"
 
@@ -130,6 +139,7 @@ class Settings:
             examples=_number(one["examples"], values["examples"][1], least=1),
             seed=_number(one["seed"], values["seed"][1], least=0),
             repeat=_number(one["repeat"], values["repeat"][1], least=1),
+            coverage=tuple(dict.fromkeys(values["coverage"][0])),
             scenarios=one["scenarios"].strip("/"),
             results=one["results"],
         )

@@ -37,6 +37,7 @@ from harness.vm.console import Console
 from harness.vm.machine import Machine, MachineLostError
 
 if TYPE_CHECKING:
+    from harness.coverage.collector import Collector, Start
     from harness.rig import Rig
     from harness.runner import Runner
     from harness.settings import Settings
@@ -71,7 +72,9 @@ class Vm:
     taint of a module that it loaded for a while).
     """
 
-    def __init__(self, machine: Machine, rig: Rig, kernel: str, shape: Shape) -> None:
+    def __init__(
+        self, machine: Machine, rig: Rig, kernel: str, shape: Shape, coverage: Collector | None = None
+    ) -> None:
         self._machine = machine
         self._rig = rig
         self._kernel = kernel
@@ -79,6 +82,18 @@ class Vm:
         self.console_text = ""
         self.expected_end: str | None = None
         self.dirty = False
+        self._coverage = coverage
+        self._start: Start = {}
+        self._begin(shape)
+
+    def _begin(self, shape: Shape | None) -> None:
+        if self._coverage is not None:
+            self._start = self._coverage.begin(self._machine, shape)
+
+    def leave(self) -> None:
+        """Take from the machine what it has counted, before it is ended."""
+        if self._coverage is not None:
+            self._coverage.take(self._machine, self._start)
 
     @property
     def machine(self) -> Machine:
@@ -156,13 +171,16 @@ class Vm:
 
     def renew(self) -> None:
         """End this machine, if it still runs, and go on with a pristine one."""
+        self.leave()
         self.console_text += self.console.text()
         self._machine.close()
         self._machine = self._rig.new_machine(self._kernel, self._shape)
         self.dirty = False
+        self._begin(self._shape)
 
     def reboot(self) -> None:
         """End this machine and boot the same kernel from cold. Nothing of the guest survives: it has no disk."""
+        self.leave()
         self.console_text += self.console.text()
         self._machine.close()
         self._machine = Machine.boot(
@@ -170,6 +188,7 @@ class Vm:
             self._rig.tree(self._kernel),
             cache=self._rig.cache,
         )[0]
+        self._begin(None)
 
 
 def lend(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Vm]:
@@ -180,12 +199,15 @@ def lend(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Vm]:
     with ExitStack() as stack:
         try:
             shape, _ = runner.shape_of(item)
+            if runner.coverage is not None:
+                runner.coverage.prepare(shape)
             lease = stack.enter_context(runner.rig.lease(kernel, shape, own=True))
         except (KernrigError, DeadlineError) as error:
             pytest.fail(f"INFRA: no machine could be made: {error}", pytrace=False)
-        vm = Vm(lease.machine, runner.rig, kernel, shape)
+        vm = Vm(lease.machine, runner.rig, kernel, shape, runner.coverage)
         stack.callback(lambda: vm.machine.close())
         yield vm
+        vm.leave()
         verdict = _judge(vm, item)
         evidence.console = lambda: vm.console_text + vm.machine.console_text()
         evidence.command_line = vm.machine.process.arguments
