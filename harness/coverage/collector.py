@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.coverage.counters import Counters
-from harness.coverage.profiled import Profiled
+from harness.coverage.profiled import Profiled, check
 from harness.deadline import Deadline
 from harness.errors import KernrigError
 from harness.vm.machine import Machine, MachineLostError
@@ -101,6 +101,7 @@ class Collector:
                     "lines of one kernel at a time are counted",
                     hint="give one --kr-kernel with --kr-coverage",
                 )
+            check(kernels[0])
             profiled = Profiled.of(self._rig().kernel(kernels[0]))
             self._files = profiled.files(self.asked)
             objects = profiled.objects_with(self._files)

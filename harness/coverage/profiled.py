@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness.errors import KernrigError
-from harness.kernels import Kernel
-from harness.kernels.source import is_name
+from harness.kernels import Kernel, source
 from harness.kernels.source.profile import LIST
 
 
@@ -30,10 +29,9 @@ class Profiled:
     def of(cls, kernel: Kernel) -> Profiled:
         """What that kernel counts. Raises KernrigError when it counts nothing, naming one that does."""
         if kernel.coverage is None:
-            raise KernrigError(
-                f"the kernel {kernel.name} ({kernel.release}) does not count which of its lines run",
-                hint=f"take one that was built for it: --kr-kernel={_counting(kernel)}",
-            )
+            series = ".".join(kernel.release.split(".")[:2])
+            other = f"deb-source:{series}" if kernel.provenance.source == "debian" else "tree:PATH"
+            raise _counts_nothing(kernel.name, other)
         told = json.loads((kernel.coverage / "profiled.json").read_bytes())
         objects = {name: tuple(files) for name, files in told["objects"].items()}
         return cls(kernel.name, kernel.coverage, told["build"], Path(told["tree"]), objects)
@@ -75,13 +73,18 @@ class Profiled:
         return tuple(name for name, its in sorted(self.objects.items()) if wanted.intersection(its))
 
 
-def _counting(kernel: Kernel) -> str:
-    """The name of a kernel as near as can be, whose lines count."""
-    if is_name(kernel.name) and "+config=" not in kernel.name:
-        return f"{kernel.name.replace('+clang', '')}+coverage"
-    if kernel.provenance.source == "debian":
-        return f"deb-source:{'.'.join(kernel.release.split('.')[:2])}+coverage"
-    return "tree:PATH+coverage"
+def check(name: str) -> None:
+    """Before a kernel is built: raises KernrigError, as `Profiled.of` does, when its name says that it counts
+    nothing."""
+    if source.is_name(name) and not source.counts_lines(name):
+        raise _counts_nothing(name, name.replace("+clang", "") if "+config=" not in name else "tree:PATH")
+
+
+def _counts_nothing(name: str, other: str) -> KernrigError:
+    return KernrigError(
+        f"the kernel {name} does not count which of its lines run",
+        hint=f"take one that was built for it: --kr-kernel={other}+coverage",
+    )
 
 
 def _listed(files: set[str]) -> str:

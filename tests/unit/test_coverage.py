@@ -21,7 +21,7 @@ from harness.coverage import report
 from harness.coverage.collector import Collector, Sums
 from harness.coverage.counters import Counters
 from harness.coverage.lines import Source, read
-from harness.coverage.profiled import Profiled
+from harness.coverage.profiled import Profiled, check
 from harness.errors import KernrigError
 from harness.guest import coverage as guest
 from harness.kernels.source import profile
@@ -214,20 +214,33 @@ def test_a_file_that_is_not_counted_is_an_error_which_tells_those_that_are(
     ("name", "source", "advice"),
     [
         ("debian", "debian", "deb-source:6.12+coverage"),
-        ("deb-source:7.2+debug", "source", "deb-source:7.2+debug+coverage"),
-        ("tree:/linux@v6.12+clang", "source", "tree:/linux@v6.12+coverage"),
         ("arch/x86/boot/bzImage", "local", "tree:PATH+coverage"),
     ],
 )
 def test_a_kernel_that_counts_nothing_is_an_error_which_tells_one_that_does(
     name: str, source: str, advice: str
 ) -> None:
+    check(name)
     kernel = SimpleNamespace(
         name=name, release="6.12.90+deb13", coverage=None, provenance=SimpleNamespace(source=source)
     )
     with pytest.raises(KernrigError) as caught:
         Profiled.of(kernel)  # type: ignore[arg-type]
     assert f"--kr-kernel={advice}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("deb-source:7.2+debug", "deb-source:7.2+debug+coverage"),
+        ("tree:/linux@v6.12+clang", "tree:/linux@v6.12+coverage"),
+    ],
+)
+def test_a_kernel_that_would_count_nothing_is_not_even_built(name: str, advice: str) -> None:
+    with pytest.raises(KernrigError) as caught:
+        check(name)
+    assert f"--kr-kernel={advice}\n" in f"{caught.value}\n"
+    check(advice)
 
 
 # Lines

@@ -66,9 +66,7 @@ def resolve(
 def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = False) -> Plan:
     """What `name` asks for, without building it. Raises KernrigError as `resolve` does for a wrong name."""
     asked = names.parse(name)
-    fragments = tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
-    if asked.config is not None:
-        fragments = (asked.config,)
+    fragments = _fragments(asked)
     profiled = profile.lists_for(fragments)
     if profiled and "clang" in asked.flavours:
         raise KernrigError(
@@ -78,6 +76,17 @@ def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = Fal
     snapshot = _snapshot(asked, cache=cache, say=say, refresh=refresh)
     key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments, *profiled)
     return Plan(asked, snapshot, fragments, profiled, compiler, key)
+
+
+def counts_lines(name: str) -> bool:
+    """Whether the kernel `name`, built or not, counts which of its lines run. Raises KernrigError for a wrong name."""
+    return bool(profile.lists_for(_fragments(names.parse(name))))
+
+
+def _fragments(asked: names.SourceName) -> tuple[Path, ...]:
+    if asked.config is not None:
+        return (asked.config,)
+    return tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
 
 
 def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
