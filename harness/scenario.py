@@ -84,7 +84,7 @@ def run(
     console_mark = machine.process.console.size()
     heard = _Heard()
     end: MachineEnd | None = None
-    deadline = Deadline.after(job.seconds, f"{job.nodeid} to end")
+    deadline = Deadline.after(job.seconds * machine.stretch, f"{job.nodeid} to end")
     request = {
         "op": "run",
         "nodeid": job.nodeid,

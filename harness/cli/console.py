@@ -66,7 +66,7 @@ def _bring_up(process: QemuProcess, blueprint: Blueprint, tree: Tree, cache: Cac
     try:
         private, public = keys.new_key()
         said = boot.greet(process, blueprint, public_key=public)
-        templates.load(process, tree, cache=cache)
+        said |= templates.load(process, tree, boot_seconds=said["boot_seconds"], cache=cache)
         with closing(_start_shell(Machine.adopt(process, blueprint, private, said))) as channel:
             channel.status_event.wait()
     except (TemplateError, DeadlineError, SshError, MachineLostError, OSError) as error:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.guest import jobs, warmup
+from harness.guest import jobs, pace, warmup
 from harness.guest.fingerprint import Fingerprint
 from harness.guest.session import WarmSession
 from harness.guest.standby import Standby
@@ -122,6 +122,6 @@ def main(control: Control, ssh: SshServer, load: dict[str, Any], new_bytecode: C
     compiled = new_bytecode()
     agent.get_ready()
     items = [item.nodeid for item in session.items]
-    control.send(compiled, loaded=1, items=items, errors=session.errors)
+    control.send(compiled, loaded=1, items=items, errors=session.errors, seconds=pace.seconds())
     sys.stdout.flush()
     agent.serve()

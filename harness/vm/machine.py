@@ -55,14 +55,23 @@ class End:
 class Machine:
     """One machine. A context manager; leaving it ends the machine, whatever state it is in.
 
-    Made by `clone` (milliseconds) or `boot` (seconds), in the thread that will outlive it.
+    Made by `clone` (milliseconds) or `boot` (seconds), in the thread that will outlive it. `stretch` is how many times
+    longer than for a shipped kernel to wait for it, as measured when its template was made.
     """
 
     def __init__(
-        self, process: QemuProcess, *, key: paramiko.PKey, host_key: str, prefix: bytes, slow: float
+        self,
+        process: QemuProcess,
+        *,
+        key: paramiko.PKey,
+        host_key: str,
+        prefix: bytes,
+        blueprint: Blueprint,
+        pace: float,
     ) -> None:
         self.process = process
-        self._slow = slow
+        self.stretch = blueprint.stretch(pace)
+        self._slow = blueprint.slow(pace)
         self.started = time.monotonic()
         self._key = key
         self._host_key = host_key
@@ -81,7 +90,8 @@ class Machine:
             key=template.ssh_key,
             host_key=template.facts["host_key"],
             prefix=template.ssh_prefix,
-            slow=template.blueprint.slow,
+            blueprint=template.blueprint,
+            pace=template.facts["pace"],
         )
         machine._template = template
         return machine
@@ -97,22 +107,31 @@ class Machine:
         private, public = keys.new_key()
         process, said = boot.cold_boot(blueprint, public_key=public)
         try:
-            loaded = templates.load(process, tree, cache=cache)
+            loaded = templates.load(process, tree, boot_seconds=said["boot_seconds"], cache=cache)
         except BaseException:
             process.close()
             raise
-        return cls.adopt(process, blueprint, private, said), said | loaded
+        return cls.adopt(process, blueprint, private, said | loaded), said | loaded
 
     @classmethod
     def adopt(
         cls, process: QemuProcess, blueprint: Blueprint, private_key: str, said: dict[str, Any]
     ) -> Self:
         """A machine that was booted and loaded, from its parts."""
-        key = keys.load_key(private_key)
-        return cls(process, key=key, host_key=said["host_key"], prefix=b"", slow=blueprint.slow)
+        return cls(
+            process,
+            key=keys.load_key(private_key),
+            host_key=said["host_key"],
+            prefix=b"",
+            blueprint=blueprint,
+            pace=said["pace"],
+        )
 
     def ssh(self, *, seconds: float = CONNECT_SECONDS) -> SshClient:
-        """The machine's SSH connection, made at the first call. Raises SshError, DeadlineError, MachineLostError."""
+        """The machine's SSH connection, made at the first call, in `seconds` times `stretch`.
+
+        Raises SshError, DeadlineError, MachineLostError.
+        """
         if not self._awake:
             self.process.control.sendall(json.dumps(templates.wake_message(self._slow)).encode() + b"\n")
             self._awake = True
@@ -120,7 +139,7 @@ class Machine:
 
     def _connect(self, seconds: float = CONNECT_SECONDS) -> SshClient:
         if self._ssh is None or not self._ssh.alive():
-            deadline = Deadline.after(seconds, "SSH to the guest")
+            deadline = Deadline.after(seconds * self.stretch, "SSH to the guest")
             prefix, self._prefix = self._prefix, b""
             try:
                 self._ssh = SshClient(
@@ -191,7 +210,11 @@ class Machine:
     def ping(self) -> dict[str, Any] | None:
         """Whether the agent still answers: what its jobs are doing, or None when it does not."""
         try:
-            return next(self.job({"op": "ping"}, deadline=Deadline.after(PING_SECONDS, "the agent's answer")))
+            return next(
+                self.job(
+                    {"op": "ping"}, deadline=Deadline.after(PING_SECONDS * self.stretch, "the agent's answer")
+                )
+            )
         except (MachineLostError, DeadlineError, StopIteration):
             return None
 

@@ -25,6 +25,7 @@ from harness.bytecode import Bytecode
 from harness.cache import Cache, digest
 from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
+from harness.guest import pace
 from harness.vm import devices
 from harness.vm.blueprint import Blueprint
 from harness.vm.boot import cold_boot, give_to_qemu
@@ -43,10 +44,12 @@ BOOT_KIND = "boot-template"
 LOAD_KIND = "load-template"
 KEPT_TEMPLATES = 8
 LOAD_SECONDS = 240
+# A shipped kernel boots in some 10 seconds and loads the scenarios in less.
+_LOAD_BOOTS = 12
 FREEZE_SECONDS = 60
 BOOT_TRIES = 3
 # Part of the key of every template: changes with what is kept in one.
-FORMAT = "2"
+FORMAT = "3"
 _SSH_MSG_KEXINIT = 20  # RFC 4253, section 12
 
 
@@ -68,7 +71,11 @@ class Template:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the guest said: `release`, `host_key`, `items`, `errors` (of collection)."""
+        """What the guest said: `release`, `host_key`, and how long the boot took (`boot_seconds`).
+
+        That of a loaded one also `items`, `errors` (of collection) and `pace` (how many times longer than on the host
+        a piece of work took).
+        """
         facts: dict[str, Any] = json.loads((self.directory / "facts.json").read_text())
         return facts
 
@@ -163,9 +170,11 @@ def prune(cache: Cache, kind: str) -> None:
                 os.close(fd)
 
 
-def load(process: QemuProcess, tree: Tree, *, cache: Cache) -> dict[str, Any]:
-    """Send the tree to a booted machine that is not loaded yet; returns what was collected."""
-    deadline = Deadline.after(LOAD_SECONDS, "the scenarios to be loaded in the guest")
+def load(process: QemuProcess, tree: Tree, *, boot_seconds: float, cache: Cache) -> dict[str, Any]:
+    """Send the tree to a booted machine that is not loaded yet; returns what was collected. What took long to boot
+    gets longer."""
+    seconds = max(LOAD_SECONDS, _LOAD_BOOTS * boot_seconds)
+    deadline = Deadline.after(seconds, "the scenarios to be loaded in the guest")
     control = ControlPort(process)
     bytecode = Bytecode(cache)
     archive = tree.archive(bytecode.of(tree.contents))
@@ -174,6 +183,7 @@ def load(process: QemuProcess, tree: Tree, *, cache: Cache) -> dict[str, Any]:
     try:
         loaded = control.receive(deadline)
         compiled = control.receive_bytes(loaded["size"], deadline)
+        loaded["pace"] = round(loaded["seconds"] / pace.seconds(), 1)
     except (DeadlineError, TemplateError) as error:
         raise TemplateError(
             f"The scenario tree could not be loaded: {error}{console_tail(process)}"
@@ -261,7 +271,7 @@ def _make_boot(blueprint: Blueprint, directory: Path) -> None:
     key = directory / "key"
     key.touch(mode=0o600)
     key.write_text(private)
-    facts = {name: said[name] for name in ("release", "host_key")}
+    facts = {name: said[name] for name in ("release", "host_key", "boot_seconds")}
     (directory / "facts.json").write_text(json.dumps(facts))
 
 
@@ -271,7 +281,7 @@ def _make_load(base: Template, tree: Tree, directory: Path, cache: Cache) -> Non
         state_fd = stack.enter_context(_state_file(directory))
         process = base.start(memory_file=directory / "memory", inherit=(state_fd,))
         stack.callback(process.close)
-        loaded = load(process, tree, cache=cache)
+        loaded = load(process, tree, boot_seconds=base.facts["boot_seconds"], cache=cache)
         _freeze(process, state_fd)
         console = (base.directory / "console").read_text() + process.console.text()
         (directory / "console").write_text(console)
@@ -279,7 +289,7 @@ def _make_load(base: Template, tree: Tree, directory: Path, cache: Cache) -> Non
         (directory / name).write_bytes((base.directory / name).read_bytes())
     (directory / "key").chmod(0o600)
     (directory / "facts.json").write_text(
-        json.dumps(base.facts | {"items": loaded["items"], "errors": loaded["errors"]})
+        json.dumps(base.facts | {name: loaded[name] for name in ("items", "errors", "pace")})
     )
 
 
