@@ -11,10 +11,10 @@ UNIT_WORKERS ?= 2
 VM_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup scenarios test lint unit vm bench clean
+.PHONY: help setup scenarios test test-slow lint unit vm bench clean
 
 help:		## this list
-	@sed -n 's/^\([a-z]*\):.*##[[:space:]]*/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*##[[:space:]]*/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup:		## host packages, QEMU, virtual environment; all targets below do it first
 	@$(PYTHON) harness/bootstrap.py
@@ -35,6 +35,9 @@ vm: setup	## the harness's tests on real machines
 
 test: lint	## lint, then all of the harness's own tests
 	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/vm $(ARGS)
+
+test-slow: setup	## tests that build kernels first: many minutes
+	$(BIN)/pytest -m slow tests/unit tests/vm $(ARGS)
 
 bench: setup	## how fast: medians on the screen, raw values in JSON
 	$(BIN)/python -m harness.bench $(ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import settings
 
 # A shell starts its background jobs with SIGINT ignored, `nohup` with SIGHUP, and programs inherit that. The tests
@@ -19,3 +20,16 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 settings.register_profile("searching", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line("markers", "slow: takes minutes, as it builds a kernel; runs with -m slow only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out, unless markers were asked for."""
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow (make test-slow)"))

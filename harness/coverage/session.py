@@ -59,6 +59,8 @@ class CoverageSession:
         said = [title]
         if sums.lost:
             said.append(f"nothing is known of {len(sums.lost)} others ({sums.lost[0]})")
+        if sums.machines and not sums.scenarios:
+            said.append("no machine showed counters of these files in debugfs")
         said += ["", *report.table(sources), ""]
         # Of a directory the table must do here.
         named = [each for each in sources if each.path in self._collector.asked]

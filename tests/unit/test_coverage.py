@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import shutil
 import subprocess
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from harness.coverage.collector import Collector, Sums
 from harness.coverage.counters import Counters
 from harness.coverage.lines import Source, read
 from harness.coverage.profiled import Profiled, check
+from harness.coverage.session import CoverageSession
 from harness.errors import KernrigError
 from harness.guest import coverage as guest
 from harness.kernels.source import profile
@@ -364,20 +365,17 @@ def test_the_guest_reads_what_is_there(tmp_path: Path) -> None:
     }
 
 
-def test_the_guest_waits_until_counters_stand_still(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"0")
+def test_the_guest_waits_until_counters_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([b"0", b"0", b"0", b"1", b"1", b"2"])
+    monkeypatch.setattr(guest, "_read", lambda path: next(told, b"3"))
+    monkeypatch.setattr(guest, "SETTLE_SECONDS", 60)
+    assert zlib.decompress(base64.b64decode(guest.read(["a"])["a"])) == b"3"
 
-    def count() -> None:
-        for number in range(1, 6):
-            threading.Event().wait(0.004)
-            path.write_bytes(str(number).encode())
 
-    thread = threading.Thread(target=count)
-    thread.start()
-    told = guest.read(["a"], str(tmp_path))
-    thread.join()
-    assert zlib.decompress(base64.b64decode(told["a"])) == b"5"
+def test_the_guest_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+    monkeypatch.setattr(guest, "_read", lambda path: str(next(numbers)).encode())
+    assert int(zlib.decompress(base64.b64decode(guest.read(["a"])["a"]))) == next(numbers) - 1
 
 
 class Machines:
@@ -475,6 +473,73 @@ def test_sums_of_workers_are_sent_as_plain_values(program: Program) -> None:
     import execnet.gateway_base
 
     assert execnet.gateway_base.dumps(worker.pack())
+
+
+class Terminal:
+    """What was written at the end of a run."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def section(self, title: str) -> None:
+        self.lines.append(title)
+
+    def write_line(self, line: str, **_: bool) -> None:
+        self.lines.append(line)
+
+
+def session(program: Program, root: Path, **config: Any) -> tuple[CoverageSession, Collector]:
+    machines = Machines(program)
+    collector = Collector(lambda: machines, ("lib/twice.c",))  # type: ignore[arg-type,return-value]
+    collector._profiled, collector._files = program.profiled, ("lib/twice.c",)
+    return CoverageSession(SimpleNamespace(rootpath=root, **config), collector), collector  # type: ignore[arg-type]
+
+
+def test_workers_sums_are_reported_by_the_controller(program: Program, tmp_path: Path) -> None:
+    controller, _ = session(program, tmp_path)
+    for word in ("4", "5000"):
+        output: dict[str, Any] = {}
+        worker, collector = session(program, tmp_path, workeroutput=output)
+        collector.sums.add({}, {"lib/twice.o": program.run(word)["lib/twice.o"]})
+        worker.pytest_sessionfinish()
+        controller.pytest_testnodedown(SimpleNamespace(workeroutput=output))
+    controller.pytest_testnodedown(SimpleNamespace())
+    terminal = Terminal()
+    controller.pytest_terminal_summary(terminal)  # type: ignore[arg-type]
+    assert terminal.lines[:3] == [
+        "kernel coverage",
+        "toy: what the scenarios on 2 machines reached",
+        "nothing is known of 1 others (a worker died)",
+    ]
+    assert any(line.split()[:4] == ["lib/twice.c", "100.0", "%", "4/4"] for line in terminal.lines)
+    assert terminal.lines[-3:] == [
+        f".kernrig/coverage/{name}" for name in ("index.html", "lcov.info", "unreached.txt")
+    ]
+    assert (tmp_path / ".kernrig/coverage/lcov.info").exists()
+
+
+def test_what_was_not_reached_is_listed_and_its_length_bounded(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, collector = session(program, tmp_path)
+    collector.sums.add({}, {"lib/twice.o": program.run("4")["lib/twice.o"]})
+    monkeypatch.setattr("harness.coverage.session.SHOWN_LINES", 3)
+    terminal = Terminal()
+    controller.pytest_terminal_summary(terminal)  # type: ignore[arg-type]
+    at = terminal.lines.index("lib/twice.c")
+    assert terminal.lines[at : at + 4] == [
+        "lib/twice.c",
+        "  twice",
+        "     1/2     5         if (x > 1000)",
+        "    ... and 1 more lines, see .kernrig/coverage/unreached.txt",
+    ]
+
+
+def test_a_run_without_machines_says_nothing_of_coverage(program: Program, tmp_path: Path) -> None:
+    controller, _ = session(program, tmp_path)
+    terminal = Terminal()
+    controller.pytest_terminal_summary(terminal)  # type: ignore[arg-type]
+    assert terminal.lines == []
 
 
 def test_several_kernels_are_refused(program: Program) -> None:
