@@ -11,10 +11,11 @@ from pathlib import Path
 from harness.guest.waiting import WaitTimeout, wait_until
 
 ROOT = Path("/sys/kernel/debug/gcov")
-# Native seconds: what is freed after grace periods runs within some tenths of one.
-SETTLE_SECONDS = 0.1
-# The pauses between polls double: so many without a change last longer than a grace period.
-_STILL = 8
+# Native seconds: counters that never stand still have been looked at for long enough.
+SETTLE_SECONDS = 1.5
+# The pauses between polls double up to a twentieth of a second: so many without a change last longer than the grace
+# period of RCU-tasks, after which the maps of struct_ops are freed.
+_STILL = 14
 
 
 def read(names: Sequence[str], root: str = str(ROOT)) -> dict[str, str]:
