@@ -259,10 +259,23 @@ def _phase(report: dict[str, Any]) -> PhaseReport:
     if isinstance(longrepr, dict):
         crash = longrepr.get("reprcrash") or {}
         message = str(crash.get("message", "")).split("\n", 1)[0]
-        if crash:
-            where = f"{crash.get('path', '')}:{crash.get('lineno', '')}"
+        where = _place(longrepr, report.get("nodeid", "").partition("::")[0])
     elif isinstance(longrepr, list | tuple):
         message = str(longrepr[-1])
     else:
         message = str(longrepr or "").strip().rsplit("\n", 1)[-1]
     return PhaseReport(report["when"], report["outcome"], message, "wasxfail" in report, where)
+
+
+def _place(longrepr: dict[str, Any], file: str) -> str:
+    """Where a test failed: the innermost line of its own file, and the line that raised when that is elsewhere (each
+    refused system call is raised by the same one)."""
+    crash = longrepr.get("reprcrash") or {}
+    raised = f"{crash.get('path', '')}:{crash.get('lineno', '')}" if crash else ""
+    entries = (longrepr.get("reprtraceback") or {}).get("reprentries") or []
+    places = [(entry.get("data") or {}).get("reprfileloc") or {} for entry in entries]
+    own = [place for place in places if file and str(place.get("path", "")).endswith(file)]
+    if not own:
+        return raised
+    inner = f"{own[-1]['path']}:{own[-1]['lineno']}"
+    return inner if own[-1] is places[-1] or not raised else f"{inner}:{raised}"

@@ -16,9 +16,12 @@ class Packages(Line):
     """Debian's kernels by version. `changelog(older, newer)` tells what changed between two of them."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], changelog: Callable[[Candidate, Candidate], str]
+        self,
+        candidates: Sequence[Candidate],
+        changelog: Callable[[Candidate, Candidate], str],
+        skip: Sequence[str] = (),
     ) -> None:
-        super().__init__(candidates)
+        super().__init__(candidates, skip)
         self._changelog = changelog
 
     def answer(self) -> Answer:

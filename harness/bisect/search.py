@@ -1,55 +1,52 @@
 # SPDX-License-Identifier: MIT
-"""The search itself: both ends are verified, then the space is narrowed, and each step is written down.
-
-A journal (JSON, replaced as a whole after each step) lets an interrupted search go on.
-"""
+"""The search itself: both ends are verified, then the space is narrowed, and each step is written down."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
+from harness.bisect.journal import Journal, Step
+from harness.bisect.laboratory import Laboratory
+from harness.bisect.odds import confidence, failure_rate, repeats
 from harness.bisect.space import Answer, Candidate, Space
-from harness.bisect.trial import Judgement, Laboratory, Sought, Trial, failure_rate, missed, repeats
+from harness.bisect.trial import Judgement, Record, Sought, choose, evaluate
 from harness.errors import KernrigError
 
 END_RUNS = 8
 """Runs on each end, when the caller names no number; the rate at the bad end decides about the steps between."""
 MOST_RUNS = 200
+ENOUGH_FAILURES = 8
+"""So often a failure that comes and goes has to be seen at the bad end before its rate is believed."""
+_DOUBLINGS_FOR_ONE = 2
+_DOUBLINGS_FOR_RATE = 3
+_TOP_UPS = 3
 
-
-@dataclass(frozen=True)
-class Step:
-    """One kernel that was tried: `role` is "good end", "bad end" or "step"."""
-
-    role: str
-    candidate: Candidate
-    trial: Trial
-    judgement: Judgement
+GOOD_END, BAD_END, STEP = "good end", "bad end", "step"
 
 
 @dataclass(frozen=True)
 class Plan:
     """How hard to look: `end_runs` on each end, `runs` on each step (0: as the failure rate asks), `miss` the
-    probability that is allowed for a wrong answer in the whole search."""
+    probability that is allowed for a wrong answer in the whole search. `failure` is part of the test or fingerprint
+    that is sought, when it is not to be the one that the bad end shows most often."""
 
     end_runs: int = END_RUNS
     runs: int = 0
     miss: float = 0.01
+    failure: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished search: `confidence` is the probability that no bad kernel was taken for a good one, by the
-    failure rate that was seen at the bad end.
+    """A finished search. `confidence` is the least probability that no bad kernel was taken for a good one, if runs on
+    bad kernels fail at `rate`, which is a careful estimate. `runs` were asked of each step; `seconds` is the time
+    that all trials took, those before an interruption too.
     """
 
     answer: Answer
+    sought: Sought
     steps: tuple[Step, ...]
     confidence: float
     rate: float
@@ -57,49 +54,84 @@ class Result:
     seconds: float
 
 
-@dataclass
-class Journal:
-    """The steps so far, kept in a file. `question` is what was asked: a journal of another question is not gone
-    on with."""
+@dataclass(frozen=True)
+class _Tester:
+    """Tries candidates and writes down what they are, unless that is known."""
 
-    path: Path
-    question: dict[str, Any]
-    steps: list[Step] = field(default_factory=list)
+    laboratory: Laboratory
+    journal: Journal
+    plan: Plan
+    say: Callable[[str], None]
 
-    @classmethod
-    def open(cls, path: Path, question: dict[str, Any]) -> Journal:
-        """The journal at `path`, empty when there is none or it is of another question."""
-        journal = cls(path, question)
-        try:
-            told = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return journal
-        if told.get("question") == question:
-            journal.steps = [
-                Step(
-                    each["role"],
-                    Candidate(**each["candidate"]),
-                    Trial(**each["trial"]),
-                    Judgement(each["judgement"]),
-                )
-                for each in told["steps"]
-            ]
-        return journal
+    def bad_end(self, candidate: Candidate) -> Step:
+        """All scenarios are run, and what fails most often is sought from then on."""
+        step = self._known(BAD_END, candidate)
+        if step is not None:
+            return step
+        self._announce(BAD_END, candidate, self.plan.end_runs)
+        record = self.laboratory.run(candidate.kernel, self.plan.end_runs)
+        for doubling in range(_DOUBLINGS_FOR_ONE):
+            trial = evaluate(record, None)
+            if self.plan.runs or trial.failed or not trial.passed:
+                break
+            rounds = self.plan.end_runs << doubling
+            self.say(f"  {trial}: {rounds} more runs, as it may fail now and then")
+            record += self.laboratory.run(candidate.kernel, rounds)
+        if evaluate(record, None).failed:
+            self.journal.sought = choose(record, self.plan.failure)
+            record = self._measured(candidate, record, self.journal.sought)
+        trial = evaluate(record, self.journal.sought)
+        step = Step(BAD_END, candidate, trial, trial.judge(1))
+        if step.judgement is Judgement.BAD:
+            self._keep(step)
+        return step
 
-    def add(self, step: Step) -> None:
-        """Write one more step down."""
-        self.steps.append(step)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(".new")
-        new.write_text(
-            json.dumps({"question": self.question, "steps": [asdict(each) for each in self.steps]}, indent=1)
-        )
-        new.replace(self.path)
+    def _measured(self, candidate: Candidate, record: Record, sought: Sought) -> Record:
+        """The record with more runs until the rate of a failure that comes and goes is known well."""
+        for _ in range(_DOUBLINGS_FOR_RATE):
+            trial = evaluate(record, sought)
+            if self.plan.runs or trial.failed == trial.runs or trial.failed >= ENOUGH_FAILURES:
+                break
+            rounds = math.ceil(trial.runs / len(sought.tests))
+            self.say(f"  {trial}: {rounds} more runs for its rate")
+            record += self.laboratory.run(candidate.kernel, rounds, sought)
+        return record
 
-    def known(self, role: str, candidate: Candidate) -> Step | None:
-        """What an earlier run of the same search found about it."""
-        found = (each for each in self.steps if each.role == role and each.candidate.id == candidate.id)
-        return next(found, None)
+    def other(self, role: str, candidate: Candidate, needed: int) -> Step:
+        """Good after so many passes, bad after one failure as sought."""
+        step = self._known(role, candidate)
+        if step is not None:
+            return step
+        sought = self.journal.sought
+        assert sought is not None
+        rounds = math.ceil(needed / len(sought.tests))
+        self._announce(role, candidate, rounds)
+        record = self.laboratory.run(candidate.kernel, rounds, sought, stop=True)
+        for _ in range(_TOP_UPS):
+            trial = evaluate(record, sought)
+            if trial.failed or trial.passed >= needed or not trial.passed:
+                break
+            self.say(f"  {trial}: {rounds} more runs, for {needed} that pass")
+            record += self.laboratory.run(candidate.kernel, rounds, sought, stop=True)
+        trial = evaluate(record, sought)
+        step = Step(role, candidate, trial, trial.judge(needed))
+        # An end that is not what it should be is tried again the next time.
+        if role == STEP or step.judgement is Judgement.GOOD:
+            self._keep(step)
+        return step
+
+    def _known(self, role: str, candidate: Candidate) -> Step | None:
+        step = self.journal.known(role, candidate)
+        if step is not None:
+            self.say(f"{role}: {candidate.title}: {step.judgement.value}, as found before")
+        return step
+
+    def _announce(self, role: str, candidate: Candidate, runs: int) -> None:
+        self.say(f"{role}: {candidate.title} ({runs} run{'s' if runs > 1 else ''})")
+
+    def _keep(self, step: Step) -> None:
+        self.journal.add(step)
+        self.say(f"  {step.trial}: {step.judgement.value} ({step.trial.seconds:.0f} s)")
 
 
 def search(
@@ -109,39 +141,30 @@ def search(
 
     Raises KernrigError when an end is not what it is said to be, or cannot be tested.
     """
-    began = time.monotonic()
-    good, bad = space.good, space.bad
-    steps: list[Step] = []
-
-    def tried(role: str, candidate: Candidate, runs: int, sought: Sought) -> Step:
-        step = journal.known(role, candidate)
-        if step is None:
-            say(f"{role}: {candidate.title} ({runs} run{'s' if runs > 1 else ''})")
-            trial = laboratory.try_out(candidate.kernel, runs, sought)
-            step = Step(role, candidate, trial, trial.judgement)
-            journal.add(step)
-            say(f"  {trial}: {step.judgement.value} ({trial.seconds:.0f} s)")
-        else:
-            say(f"{role}: {candidate.title}: {step.judgement.value}, as found before")
-        steps.append(step)
-        return step
-
-    at_bad = tried("bad end", bad, plan.end_runs, Sought())
+    tester = _Tester(laboratory, journal, plan, say)
+    at_bad = tester.bad_end(space.bad)
     _verify_bad(at_bad)
-    sought = Sought(frozenset(at_bad.trial.fingerprints))
-    rate = failure_rate(at_bad.trial)
-    expected = max(1, space.left())
-    # The good end counts as a step: it, too, could be a bad kernel that passed.
-    runs = plan.runs or min(MOST_RUNS, repeats(rate, plan.miss / (expected + 1)))
-    at_good = tried("good end", good, max(runs, plan.end_runs), sought)
-    _verify_good(at_good)
-    while (candidate := space.proposal()) is not None:
-        step = tried("step", candidate, runs, sought)
-        space.learn(candidate, step.judgement)
-    confidence = math.prod(
-        1.0 - missed(rate, each.trial.runs) for each in steps if each.judgement is Judgement.GOOD
+    sought = journal.sought
+    assert sought is not None
+    rate = failure_rate(at_bad.trial.failed, at_bad.trial.runs)
+    say(
+        f"sought: {', '.join(map(str, sorted(sought.failures)))}; fails in at least {_percent(rate)} of the runs"
     )
-    return Result(space.answer(), tuple(steps), confidence, rate, runs, time.monotonic() - began)
+    # The good end counts as a step: it, too, could be a bad kernel that passed.
+    wanted = repeats(rate, plan.miss / (max(1, space.left()) + 1))
+    runs = plan.runs or min(MOST_RUNS, wanted)
+    if runs < wanted:
+        say(f"{runs} runs on each kernel, where {wanted} would do for a probability of error of {plan.miss}")
+    at_good = tester.other(GOOD_END, space.good, max(runs, plan.end_runs))
+    _verify_good(at_good)
+    steps = [at_bad, at_good]
+    while (candidate := space.proposal()) is not None:
+        step = tester.other(STEP, candidate, runs)
+        space.learn(candidate, step.judgement)
+        steps.append(step)
+    clean = [each.trial.passed for each in steps if each.judgement is Judgement.GOOD]
+    seconds = sum(each.trial.seconds for each in steps)
+    return Result(space.answer(), sought, tuple(steps), confidence(rate, clean), rate, runs, seconds)
 
 
 def _verify_bad(step: Step) -> None:
@@ -153,7 +176,7 @@ def _verify_bad(step: Step) -> None:
             f"the bad end is good: {name}: {trial}",
             hint="name a kernel on which it fails; if it fails now and then, ask for more runs (--end-runs)",
         )
-    raise KernrigError(f"the bad end cannot be judged: {name}: {trial}\n{trial.broken}".rstrip())
+    raise _cannot_be_judged("bad", step)
 
 
 def _verify_good(step: Step) -> None:
@@ -165,4 +188,14 @@ def _verify_good(step: Step) -> None:
             f"the good end is bad: {name}: {trial}\n{trial.evidence}".rstrip(),
             hint="name a kernel on which it passes; perhaps the failure is older than that one",
         )
-    raise KernrigError(f"the good end cannot be judged: {name}: {trial}\n{trial.broken}".rstrip())
+    raise _cannot_be_judged("good", step)
+
+
+def _cannot_be_judged(which: str, step: Step) -> KernrigError:
+    trial = step.trial
+    why = f"could not be tested:\n{trial.broken}" if trial.broken else f"{trial}\n{trial.remark}"
+    return KernrigError(f"the {which} end cannot be judged: {step.candidate.title}: {why}".rstrip())
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f} %"

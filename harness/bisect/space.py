@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.bisect.trial import Judgement
+from harness.errors import KernrigError
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class Candidate:
 @dataclass(frozen=True)
 class Answer:
     """What is left: one culprit, or several when the ones between could not be tested. `detail` is the commit's
-    message, the changelog between two packages, or the option."""
+    message, the changelog between two packages, or the options; `log` what `git bisect replay` takes."""
 
     culprits: tuple[Candidate, ...]
     detail: str
+    log: str = ""
 
     @property
     def unique(self) -> bool:
@@ -69,10 +71,17 @@ class Space(Protocol):
 class Line:
     """Candidates in a row, of which the first is good and the last is bad; from some point on all are bad."""
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, candidates: Sequence[Candidate], skip: Sequence[str] = ()) -> None:
+        """`skip`: ids of candidates that are not to be tried. Raises KernrigError for one that is not among them."""
         self.candidates = tuple(candidates)
         self._good, self._bad = 0, len(self.candidates) - 1
-        self._skipped: set[int] = set()
+        ids = [each.id for each in self.candidates]
+        if missing := [each for each in skip if each not in ids]:
+            raise KernrigError(
+                f"{missing[0]} is not between the ends, so that it cannot be skipped",
+                hint=f"there are {', '.join(ids)}",
+            )
+        self._skipped = {ids.index(each) for each in skip}
 
     @property
     def good(self) -> Candidate:

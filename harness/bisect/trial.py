@@ -1,29 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Running the scenarios on one kernel some times, and what that says about it."""
+"""What was seen on one kernel, and what that makes of it: good, bad or neither."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol
 
-from harness.bisect import observer
 from harness.errors import KernrigError
 
-_EVIDENCE_LINES = 30
-_BUILD_FAILED = "could not be tested"
+_EVIDENCE_LINES = 40
 
 
 class Judgement(StrEnum):
@@ -34,22 +20,73 @@ class Judgement(StrEnum):
     SKIP = "skip"
 
 
+@dataclass(frozen=True, order=True)
+class Failure:
+    """A failure as it is known again: the test's node id, and the fingerprint of its verdict (a failing assertion's
+    place, or a splat's title and first functions)."""
+
+    test: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.test}: {self.fingerprint}"
+
+
 @dataclass(frozen=True)
 class Sought:
-    """The failure that is looked for: by these fingerprints (a failing assertion's place, or a splat's title and first
-    functions). None are known until the bad end was run."""
+    """The failures of which each counts as the one that is looked for."""
 
-    fingerprints: frozenset[str] = frozenset()
+    failures: frozenset[Failure]
 
-    def is_it(self, fingerprint: str) -> bool:
-        """Whether a failure with that fingerprint is the one."""
-        return not self.fingerprints or fingerprint in self.fingerprints
+    @property
+    def tests(self) -> frozenset[str]:
+        """The tests in which it was seen; no others need to be run."""
+        return frozenset(each.test for each in self.failures)
+
+
+class Outcome(StrEnum):
+    """How one run of a test ended: `skipped` and `infra` (a fault of harness or host) tell nothing about the kernel."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    INFRA = "infra"
+
+
+@dataclass(frozen=True)
+class End:
+    """One run of one test; `text` is what pytest would have shown for it."""
+
+    test: str
+    outcome: Outcome
+    fingerprint: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that happened on one kernel. `broken` says why no test was run: it did not build or boot."""
+
+    kernel: str
+    ends: tuple[End, ...] = ()
+    seconds: float = 0.0
+    broken: str = ""
+
+    def __add__(self, other: Record) -> Record:
+        return Record(
+            self.kernel,
+            self.ends + other.ends,
+            self.seconds + other.seconds,
+            self.broken or other.broken,
+        )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What happened on one kernel: how many runs passed, failed as sought, failed in another way, or told
-    nothing (skipped, or a fault of the host). `broken` says why there were no runs: it did not build or boot.
+    """A record as the search sees it: how many runs passed, failed as sought, failed in another way, or told nothing.
+
+    `failures` counts all that was seen, `evidence` is the text of the first failure as sought, `remark` that of the
+    first run that was neither a pass nor such a failure.
     """
 
     kernel: str
@@ -59,141 +96,95 @@ class Trial:
     void: int = 0
     seconds: float = 0.0
     broken: str = ""
-    fingerprints: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
     evidence: str = ""
+    remark: str = ""
 
     @property
     def runs(self) -> int:
-        """The runs that say something."""
-        return self.passed + self.failed
+        """The runs that say something about the kernel."""
+        return self.passed + self.failed + self.other
 
-    @property
-    def judgement(self) -> Judgement:
-        """One failure as sought is enough to be bad. A kernel on which the scenario failed in other ways only, or told
-        nothing, is neither."""
+    def judge(self, needed: int) -> Judgement:
+        """One failure as sought is enough to be bad; so many passes are needed to be good. Everything else is neither:
+        a failure of another kind may have hidden the one that is sought."""
         if self.failed:
             return Judgement.BAD
-        if self.passed and not self.other:
-            return Judgement.GOOD
-        return Judgement.SKIP
+        return Judgement.GOOD if self.passed >= max(1, needed) else Judgement.SKIP
 
     def __str__(self) -> str:
         if self.broken:
-            return f"{_BUILD_FAILED}: {self.broken.splitlines()[0]}"
+            return f"could not be tested: {_gist(self.broken)}"
         parts = [(self.passed, "passed"), (self.failed, "failed"), (self.other, "failed otherwise")]
         parts.append((self.void, "told nothing"))
         return ", ".join(f"{count} {what}" for count, what in parts if count) or "no runs"
 
 
-class Laboratory(Protocol):
-    """Where kernels are tried."""
-
-    def try_out(self, kernel: str, runs: int, sought: Sought) -> Trial:
-        """Run the scenarios `runs` times on the kernel of that name. Must not raise for a kernel that does not
-        build or boot: that is a trial that was `broken`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pytest:
-    """Runs pytest in a process of its own, repetitions in parallel clones."""
-
-    arguments: tuple[str, ...]
-    jobs: int
-    rootdir: Path
-    options: tuple[str, ...] = ()
-
-    def try_out(self, kernel: str, runs: int, sought: Sought) -> Trial:
-        """See Laboratory. Raises KernrigError when pytest finds nothing to run or its command line is wrong."""
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="kernrig-trial-") as folder:
-            results = Path(folder, "results.jsonl")
-            command = [sys.executable, "-m", "pytest", "-p", "harness.bisect.observer", "-q"]
-            command += ["--no-header", "-rN", f"--kr-kernel={kernel}", f"--kr-repeat={runs}", *self.options]
-            if self.jobs > 1 and runs > 1:
-                command += ["-n", str(min(self.jobs, runs))]
-            status, output = self._run([*command, *self.arguments], results)
-            lines = results.read_text().splitlines() if results.exists() else []
-        seconds = time.monotonic() - began
-        if not lines:
-            if status == 5 or "not found" in output or "no tests ran" in output:
-                raise KernrigError(
-                    f"pytest found nothing to run: {' '.join(self.arguments)}\n{_last(output)}",
-                    hint="give a scenario as pytest takes it: scenarios/mprog/test_order.py::test_name",
-                )
-            return Trial(kernel, seconds=seconds, broken=_last(output))
-        return evaluate(kernel, [json.loads(each) for each in lines], sought, seconds)
-
-    def _run(self, command: Sequence[str], results: Path) -> tuple[int, str]:
-        program = subprocess.Popen(
-            command,
-            cwd=self.rootdir,
-            env=os.environ | {observer.VARIABLE: str(results)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        try:
-            output, _ = program.communicate()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                program.send_signal(signal.SIGINT)
-            program.wait()
-            raise
-        return program.returncode, output
-
-
-def evaluate(kernel: str, ends: Sequence[dict[str, str]], sought: Sought, seconds: float) -> Trial:
-    """The trial that these tests' ends (harness/bisect/observer.py) make up. The evidence is that of the first failure
-    that is sought."""
+def evaluate(record: Record, sought: Sought | None) -> Trial:
+    """The trial that a record makes. Of tests in which nothing is sought nothing counts; without `sought` each failure
+    counts as the one that is looked for."""
     passed = failed = other = void = 0
-    fingerprints: Counter[str] = Counter()
-    evidence = ""
-    for end in ends:
-        if end["outcome"] == "passed":
+    failures: Counter[str] = Counter()
+    evidence = remark = ""
+    for end in record.ends:
+        if sought is not None and end.test not in sought.tests:
+            continue
+        if end.outcome is Outcome.PASSED:
             passed += 1
-        elif end["outcome"] == "failed" and end.get("kernrig") != "INFRA":
-            fingerprint = end.get("fingerprint", "")
-            fingerprints[fingerprint] += 1
-            if sought.is_it(fingerprint):
+        elif end.outcome is Outcome.FAILED:
+            failure = Failure(end.test, end.fingerprint)
+            failures[str(failure)] += 1
+            if sought is None or failure in sought.failures:
                 failed += 1
-                evidence = evidence or end["text"]
+                evidence = evidence or end.text
             else:
                 other += 1
+                remark = remark or end.text
         else:
             void += 1
-    tail = "\n".join(evidence.splitlines()[-_EVIDENCE_LINES:])
-    return Trial(kernel, passed, failed, other, void, seconds, "", dict(fingerprints), tail)
+            remark = remark or end.text
+    return Trial(
+        record.kernel,
+        passed,
+        failed,
+        other,
+        void,
+        record.seconds,
+        record.broken,
+        dict(failures),
+        _tail(evidence),
+        _tail(remark),
+    )
 
 
-def failure_rate(trial: Trial) -> float:
-    """A careful estimate of how often a run on a bad kernel fails: the lower end of the one-sided 95 % interval
-    (Wilson) of what was seen."""
-    if not trial.runs:
-        return 0.0
-    z = 1.645
-    n, p = trial.runs, trial.failed / trial.runs
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n))
+def choose(record: Record, containing: str = "") -> Sought:
+    """What to look for after the runs at the bad end: the failure seen most often there, or all whose test or
+    fingerprint has `containing` in it.
+
+    Raises KernrigError when there is none.
+    """
+    seen = Counter(Failure(end.test, end.fingerprint) for end in record.ends if end.outcome is Outcome.FAILED)
+    if not seen:
+        raise KernrigError(f"nothing failed on {record.kernel}")
+    if not containing:
+        return Sought(frozenset({seen.most_common(1)[0][0]}))
+    found = frozenset(each for each in seen if containing in str(each))
+    if not found:
+        raise KernrigError(
+            f"no failure on {record.kernel} has {containing!r} in its test or fingerprint; there were:\n"
+            + "\n".join(f"  {each} ({count} times)" for each, count in seen.most_common()),
+            hint="give --failure a part of one of these",
+        )
+    return Sought(found)
 
 
-def repeats(rate: float, miss: float) -> int:
-    """How many runs it takes for a bad kernel to pass them all with a probability of at most `miss`."""
-    if rate >= 1.0:
-        return 1
-    if rate <= 0.0:
-        raise ValueError("a failure that never happens cannot be looked for")
-    return max(1, math.ceil(math.log(miss) / math.log(1.0 - rate)))
+def _gist(text: str) -> str:
+    """The first line, with the line that it announces: an error if there is one."""
+    first, *rest = [line.strip() for line in text.splitlines()] or [""]
+    if not first.endswith(":") or not rest:
+        return first
+    return f"{first} {next((line for line in rest if 'error:' in line), rest[0])}"
 
 
-def missed(rate: float, runs: int) -> float:
-    """The probability that a bad kernel passes that many runs."""
-    return (1.0 - rate) ** runs if rate < 1.0 else 0.0
-
-
-def _last(output: str) -> str:
-    lines = [line for line in output.strip().splitlines() if line.strip()]
-    return "\n".join(lines[-6:]) or "pytest said nothing"
+def _tail(text: str) -> str:
+    return "\n".join(text.splitlines()[-_EVIDENCE_LINES:])

@@ -184,8 +184,8 @@ def _fingerprint(
         return f"{outcome}:{_worst(unexpected).fingerprint}"
     failed = next((report for report in reports if report.outcome == "failed" and report.where), None)
     if outcome is Outcome.TEST and failed is not None:
-        error = failed.message.partition(":")[0] if re.match(r"[\w.]+(?::|$)", failed.message) else ""
-        return f"{outcome}:{failed.where}:{error}"
+        error = re.match(r"[\w.]+(?:: \[Errno \d+\]|(?=:|$))", failed.message)
+        return f"{outcome}:{failed.where}:{error[0] if error else ''}"
     return f"{outcome}:{re.sub(r'[0-9]+', 'N', reason)}"
 
 

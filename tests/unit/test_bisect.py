@@ -4,71 +4,41 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.bisect import report
-from harness.bisect.commits import Commits
-from harness.bisect.options import Options, differences, mixture
+from harness.bisect.journal import Journal
+from harness.bisect.odds import confidence, failure_rate, missed, repeats
 from harness.bisect.packages import Packages, between
-from harness.bisect.search import Journal, Plan, Result, search
-from harness.bisect.space import Candidate, Line, Space
+from harness.bisect.search import Plan, Result
+from harness.bisect.space import Answer, Candidate, Line
 from harness.bisect.trial import (
+    End,
+    Failure,
     Judgement,
+    Outcome,
+    Record,
     Sought,
-    Trial,
+    choose,
     evaluate,
-    failure_rate,
-    missed,
-    repeats,
 )
 from harness.errors import KernrigError
 from harness.kernels import AvailableKernel
-from harness.kernels.config import KernelConfig
+from tests.unit.bisecting import ELSE, FAULT, TEST, Bench, failed, find, passed
 
-FAULT = "TEST:test_x.py:7:AssertionError"
-
-
-@dataclass
-class Bench:
-    """A laboratory in which `rate(kernel)` of the runs fail as sought; kernels in `broken` do not build, those
-    in `other` fail in another way."""
-
-    rate: Callable[[str], float]
-    broken: frozenset[str] = frozenset()
-    other: frozenset[str] = frozenset()
-    dice: random.Random = field(default_factory=lambda: random.Random(1))
-    asked: list[tuple[str, int]] = field(default_factory=list)
-
-    def try_out(self, kernel: str, runs: int, sought: Sought) -> Trial:
-        self.asked.append((kernel, runs))
-        if kernel in self.broken:
-            return Trial(kernel, broken="no rule to make target")
-        if kernel in self.other:
-            ends = [{"outcome": "failed", "fingerprint": "KERNEL:other", "text": ""}] * runs
-        else:
-            ends = [
-                {"outcome": "failed", "fingerprint": FAULT, "text": "assert 1 == 2"}
-                if self.dice.random() < self.rate(kernel)
-                else {"outcome": "passed", "fingerprint": "", "text": ""}
-                for _ in range(runs)
-            ]
-        return evaluate(kernel, ends, sought, 1.0)
+SOUGHT = Sought(frozenset({Failure(TEST, FAULT)}))
 
 
 class Row(Line):
-    """Numbered kernels; the answer's detail says which are left."""
+    """Numbered kernels."""
 
-    def answer(self):  # type: ignore[no-untyped-def]
-        from harness.bisect.space import Answer
-
+    def answer(self) -> Answer:
         return Answer(self.between(), "row")
 
 
@@ -76,13 +46,16 @@ def row(length: int) -> Row:
     return Row([Candidate(str(number), str(number), f"kernel {number}") for number in range(length)])
 
 
-def find(space: Space, bench: Bench, folder: Path, plan: Plan | None = None) -> Result:
-    journal = Journal.open(folder / "journal.json", {"q": 1})
-    return search(space, bench, journal, plan or Plan(), lambda _: None)
-
-
-def broken_from(first: int, rate: float = 1.0) -> Callable[[str], float]:
+def bad_from(first: int, rate: float = 1.0) -> Callable[[str], float]:
     return lambda kernel: rate if int(kernel) >= first else 0.0
+
+
+def one_of(numbers: frozenset[str], text: str) -> Callable[[str], str]:
+    return lambda kernel: text if kernel in numbers else ""
+
+
+def culprits(result: Result) -> list[str]:
+    return [each.id for each in result.answer.culprits]
 
 
 @given(st.integers(2, 200), st.data())
@@ -90,9 +63,9 @@ def test_first_bad_one_is_found_in_as_many_steps_as_halving_takes(
     tmp_path_factory: pytest.TempPathFactory, length: int, data: st.DataObject
 ) -> None:
     first = data.draw(st.integers(1, length - 1))
-    bench = Bench(broken_from(first))
+    bench = Bench(bad_from(first))
     result = find(row(length), bench, tmp_path_factory.mktemp("bisect"))
-    assert [each.id for each in result.answer.culprits] == [str(first)]
+    assert culprits(result) == [str(first)]
     assert len(bench.asked) - 2 <= (length - 1).bit_length()
 
 
@@ -100,13 +73,16 @@ def test_first_bad_one_is_found_in_as_many_steps_as_halving_takes(
 def test_kernels_that_cannot_be_tested_are_named_as_suspects_only_where_they_matter(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    length, first = 30, data.draw(st.integers(1, 29))
+    first = data.draw(st.integers(1, 29))
     inside = st.integers(1, 28).map(str)
     broken = data.draw(st.frozensets(inside, max_size=12))
     other = data.draw(st.frozensets(inside, max_size=4))
-    bench = Bench(broken_from(first), broken, other)
-    result = find(row(length), bench, tmp_path_factory.mktemp("bisect"))
-    found = [int(each.id) for each in result.answer.culprits]
+    bench = Bench(
+        lambda kernel: 0.0 if kernel in other else bad_from(first)(kernel),
+        one_of(broken, "no rule to make target"),
+        lambda kernel: 1.0 if kernel in other else 0.0,
+    )
+    found = [int(each) for each in culprits(find(row(30), bench, tmp_path_factory.mktemp("bisect")))]
     assert first in found
     assert all(str(each) in broken | other for each in found[:-1])
     assert found[-1] == next(n for n in range(first, 30) if n == 29 or str(n) not in broken | other)
@@ -114,63 +90,172 @@ def test_kernels_that_cannot_be_tested_are_named_as_suspects_only_where_they_mat
 
 @pytest.mark.parametrize("seed", range(5))
 def test_unreliable_scenario_is_repeated_until_the_answer_is_sure(tmp_path: Path, seed: int) -> None:
-    bench = Bench(broken_from(11, rate=0.33), dice=random.Random(seed))
-    result = find(row(17), bench, tmp_path, Plan(end_runs=40))
-    assert [each.id for each in result.answer.culprits] == ["11"]
-    assert result.confidence > 0.98
-    assert all(runs >= 12 for _, runs in bench.asked)
+    bench = Bench(bad_from(11, rate=1 / 3), dice=random.Random(seed))
+    result = find(row(17), bench, tmp_path)
+    assert culprits(result) == ["11"]
+    at_bad = result.steps[0].trial
+    assert at_bad.failed >= 8
+    assert result.confidence >= 0.99
+    clean = [each.trial.passed for each in result.steps if each.judgement is Judgement.GOOD]
+    assert clean and min(clean) >= result.runs >= 12
+    assert math.isclose(result.confidence, 1 - sum((1 - result.rate) ** runs for runs in clean))
+
+
+def test_a_step_ends_with_the_first_failure(tmp_path: Path) -> None:
+    bench = Bench(bad_from(1))
+    steps = find(row(5), bench, tmp_path).steps
+    assert {each.trial.runs for each in steps if each.role == "step"} == {1}
+    assert steps[0].trial.runs == 8
 
 
 def test_ends_that_are_not_what_they_are_said_to_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(KernrigError, match="the bad end is good: kernel 9: 8 passed"):
-        find(row(10), Bench(broken_from(10)), tmp_path / "a")
+    with pytest.raises(KernrigError, match="the bad end is good: kernel 9: 32 passed"):
+        find(row(10), Bench(bad_from(10)), tmp_path / "a")
     with pytest.raises(KernrigError, match=r"the good end is bad: kernel 0.*\n.*assert 1 == 2"):
-        find(row(10), Bench(broken_from(0)), tmp_path / "b")
-    with pytest.raises(KernrigError, match=r"the bad end cannot be judged: kernel 9.*\n.*no rule"):
-        find(row(10), Bench(broken_from(5), frozenset({"9"})), tmp_path / "c")
+        find(row(10), Bench(bad_from(0)), tmp_path / "b")
+    with pytest.raises(KernrigError, match=r"the bad end cannot be judged: kernel 9(?s:.*)no rule"):
+        find(row(10), Bench(bad_from(5), one_of(frozenset({"9"}), "why:\nno rule")), tmp_path / "c")
+    with pytest.raises(KernrigError, match=r"the good end cannot be judged: kernel 0.*otherwise"):
+        strange = Bench(bad_from(5), otherwise=lambda kernel: float(kernel == "0"))
+        find(row(10), strange, tmp_path / "d")
+    # An end that was refused is tried again.
+    assert culprits(find(row(10), Bench(bad_from(5)), tmp_path / "d")) == ["5"]
 
 
-def test_interrupted_search_goes_on_with_what_it_knows(tmp_path: Path) -> None:
-    class Interrupted(Bench):
-        def try_out(self, kernel: str, runs: int, sought: Sought) -> Trial:
-            if len(self.asked) == 4:
+class Interrupted(Bench):
+    """Ctrl-C in the run with that number."""
+
+    left = 0
+
+    def run(self, kernel: str, rounds: int, sought: Sought | None = None, *, stop: bool = False) -> Record:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().run(kernel, rounds, sought, stop=stop)
+
+
+def test_search_interrupted_in_any_step_goes_on_with_what_it_knows(tmp_path: Path) -> None:
+    whole = Bench(bad_from(77))
+    expected = find(row(100), whole, tmp_path / "whole")
+    for number in range(len(whole.asked)):
+        folder = tmp_path / str(number)
+        before = Interrupted(bad_from(77))
+        before.left = number
+        with pytest.raises(KeyboardInterrupt):
+            find(row(100), before, folder)
+        after = Bench(bad_from(77))
+        assert find(row(100), after, folder) == expected
+        assert before.asked + after.asked == whole.asked
+
+
+def test_search_interrupted_whenever_it_says_something_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    expected = find(row(40), Bench(bad_from(9)), tmp_path / "whole", say=said.append)
+    for number in range(len(said)):
+        left = number
+
+        def say(text: str) -> None:
+            nonlocal left
+            if not left:
                 raise KeyboardInterrupt
-            return super().try_out(kernel, runs, sought)
+            left -= 1
 
-    with pytest.raises(KeyboardInterrupt):
-        find(row(100), Interrupted(broken_from(77)), tmp_path)
-    bench = Bench(broken_from(77))
-    result = find(row(100), bench, tmp_path)
-    assert [each.id for each in result.answer.culprits] == ["77"]
-    whole = Bench(broken_from(77))
-    find(row(100), whole, tmp_path / "whole")
-    assert bench.asked == whole.asked[4:]
-    assert Journal.open(tmp_path / "journal.json", {"q": 2}).steps == []
+        folder = tmp_path / str(number)
+        with pytest.raises(KeyboardInterrupt):
+            find(row(40), Bench(bad_from(9)), folder, say=say)
+        assert find(row(40), Bench(bad_from(9)), folder) == expected
+
+
+def test_finished_search_is_answered_from_its_journal_until_it_is_forgotten(tmp_path: Path) -> None:
+    expected = find(row(10), Bench(bad_from(4)), tmp_path)
+    bench = Bench(bad_from(4))
+    assert find(row(10), bench, tmp_path) == expected
+    assert not bench.asked
+    Journal.open(tmp_path / "journal.json", {"q": 1}).forget()
+    find(row(10), bench, tmp_path)
+    assert bench.asked
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"question": {"q": 2}}',
+        '{"question": {"q": 1}}',
+        '{"question": {"q": 1}, "steps": [{}]}',
+    ],
+)
+def test_journal_that_is_damaged_or_of_another_question_is_none(tmp_path: Path, content: str) -> None:
+    find(row(10), Bench(bad_from(4)), tmp_path)
+    path = tmp_path / "journal.json"
+    assert Journal.open(path, {"q": 1}).steps
+    assert not Journal.open(path, {"q": 2}).steps
+    path.write_text(content)
+    assert not Journal.open(path, {"q": 1}).steps
+    assert culprits(find(row(10), Bench(bad_from(4)), tmp_path)) == ["4"]
 
 
 def test_runs_are_judged_by_the_failure_that_is_sought() -> None:
-    ends = [
-        {"outcome": "passed", "text": ""},
-        {"outcome": "failed", "fingerprint": FAULT, "kernrig": "TEST", "text": "this one"},
-        {"outcome": "failed", "fingerprint": "KERNEL:else", "kernrig": "KERNEL", "text": "that one"},
-        {"outcome": "failed", "fingerprint": "INFRA:x", "kernrig": "INFRA", "text": ""},
-        {"outcome": "skipped", "text": ""},
-    ]
-    trial = evaluate("k", ends, Sought(frozenset({FAULT})), 2.0)
+    ends = (
+        passed(),
+        failed(text="this one"),
+        failed(ELSE, text="that one"),
+        failed(FAULT, "scenarios/test_x.py::test_other"),
+        End(TEST, Outcome.INFRA, "INFRA:x", "the host"),
+        End(TEST, Outcome.SKIPPED, "", "no tcx"),
+    )
+    trial = evaluate(Record("k", ends), SOUGHT)
     assert (trial.passed, trial.failed, trial.other, trial.void) == (1, 1, 1, 2)
-    assert trial.judgement is Judgement.BAD
-    assert trial.evidence == "this one"
+    assert trial.judge(1) is Judgement.BAD
+    assert (trial.evidence, trial.remark) == ("this one", "that one")
     assert str(trial) == "1 passed, 1 failed, 1 failed otherwise, 2 told nothing"
-    assert evaluate("k", ends[2:], Sought(frozenset({FAULT})), 2.0).judgement is Judgement.SKIP
-    assert evaluate("k", ends[:1], Sought(frozenset({FAULT})), 2.0).judgement is Judgement.GOOD
+    without = evaluate(Record("k", ends[:1] + ends[2:]), SOUGHT)
+    assert (without.judge(1), without.judge(2)) == (Judgement.GOOD, Judgement.SKIP)
+    assert evaluate(Record("k", ends[2:]), SOUGHT).judge(1) is Judgement.SKIP
+
+
+def test_failure_seen_most_often_is_sought_unless_another_is_named() -> None:
+    rare = failed(ELSE)
+    record = Record("k", (rare, failed(), failed(), passed(), failed(ELSE, "t2"), failed(ELSE, "t3")))
+    assert choose(record) == SOUGHT
+    assert {each.test for each in choose(record, "elsewhere").failures} == {TEST, "t2", "t3"}
+    with pytest.raises(KernrigError, match=r"'nothing' in its test.*\n.*test_x.py:7: \(2 times\)"):
+        choose(record, "nothing")
+
+
+def test_failures_otherwise_make_a_step_repeat_and_then_no_verdict(tmp_path: Path) -> None:
+    # Half of the runs are lost to another fault: more are made until enough have passed.
+    bench = Bench(bad_from(6), otherwise=lambda kernel: 0.4 if kernel in ("3", "4") else 0.0)
+    result = find(row(9), bench, tmp_path / "a")
+    assert culprits(result) == ["6"]
+    step = next(each for each in result.steps if each.candidate.id == "4")
+    assert step.trial.passed >= result.runs and step.trial.other
+    bench = Bench(bad_from(6), otherwise=lambda kernel: 1.0 if kernel == "5" else 0.0)
+    assert culprits(find(row(9), bench, tmp_path / "b")) == ["5", "6"]
 
 
 @given(st.integers(1, 60), st.data())
 def test_repeats_keep_the_promise_about_missing_a_failure(runs: int, data: st.DataObject) -> None:
-    failed = data.draw(st.integers(1, runs))
-    rate = failure_rate(Trial("k", passed=runs - failed, failed=failed))
-    assert 0 < rate < failed / runs + 1e-9
-    assert missed(rate, repeats(rate, 0.01)) <= 0.01
+    seen = data.draw(st.integers(1, runs))
+    rate = failure_rate(seen, runs)
+    assert 0 < rate < seen / runs
+    assert missed(rate, repeats(rate, 0.01)) <= 0.01 < missed(rate, repeats(rate, 0.01) - 1) + 1e-12
+
+
+def test_confidence_takes_off_what_each_good_step_may_have_missed() -> None:
+    assert math.isclose(confidence(1 / 3, [10, 12]), 1 - (2 / 3) ** 10 - (2 / 3) ** 12)
+    assert confidence(0.01, [1, 1]) == 0.0
+    assert confidence(1.0, [1]) == confidence(0.5, []) == 1.0
+
+
+def test_answers_are_as_often_right_as_the_confidence_says(tmp_path: Path) -> None:
+    wrong = 0
+    for seed in range(60):
+        bench = Bench(bad_from(11, rate=1 / 3), dice=random.Random(seed))
+        wrong += culprits(find(row(17), bench, tmp_path / str(seed), Plan(miss=0.1))) != ["11"]
+    assert wrong <= 6
 
 
 def packaged(version: str, incomplete: str | None = None) -> AvailableKernel:
@@ -193,117 +278,19 @@ def test_packages_between_two_versions_in_the_order_of_the_search() -> None:
     assert space.answer().detail == "6.12.43-1~bpo12+1 to 6.12.107-1"
 
 
-@given(st.integers(1, 60), st.data())
-def test_options_that_make_the_difference_are_found_alone_or_together(
-    count: int, data: st.DataObject
-) -> None:
-    names = [f"CONFIG_{number}" for number in range(count)]
-    guilty = data.draw(st.sets(st.sampled_from(names), min_size=1, max_size=3))
-    found = differences(dict.fromkeys(names[::2], "m"), dict.fromkeys(names, "y"))
-    space = Options(found, lambda part: ",".join(each.option for each in part))
-    tries = 0
-    while (candidate := space.proposal()) is not None:
-        tries += 1
-        has = set(candidate.kernel.split(","))
-        space.learn(candidate, Judgement.BAD if guilty <= has else Judgement.GOOD)
-    assert set(space.answer().culprits[0].id.split("+")) == guilty
-    if len(guilty) == 1:
-        assert tries <= 2 * max(1, (count - 1).bit_length())
+def test_package_that_is_to_be_skipped_is_not_tried(tmp_path: Path) -> None:
+    candidates = row(5).candidates
+    bench = Bench(bad_from(3))
+    result = find(Packages(candidates, lambda older, newer: "", skip=("2", "3")), bench, tmp_path)
+    assert culprits(result) == ["2", "3", "4"]
+    assert not {"2", "3"} & set(bench.kernels)
+    with pytest.raises(KernrigError, match="9 is not between the ends"):
+        Packages(candidates, lambda older, newer: "", skip=("9",))
 
 
-def test_mixture_takes_options_from_the_bad_side(tmp_path: Path) -> None:
-    good = tmp_path / "good"
-    good.write_text('CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_S="x"\nCONFIG_AB=y\n')
-    bad = {"CONFIG_B": "y", "CONFIG_S": 'a "b"', "CONFIG_AB": "y"}
-    found = differences(KernelConfig.read(good), bad)
-    assert [str(each) for each in found] == ["CONFIG_A: y -> n", "CONFIG_B: n -> y", 'CONFIG_S: x -> a "b"']
-    assert KernelConfig.read(mixture(good, found, tmp_path))["CONFIG_S"] == 'a "b"'
-    mixed = KernelConfig.read(mixture(good, found[:2], tmp_path))
-    assert dict(mixed) == {"CONFIG_S": "x", "CONFIG_AB": "y", "CONFIG_A": "n", "CONFIG_B": "y"}
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> tuple[Path, list[str]]:
-    """A repository with 16 commits, of which each changes a file or another; returns them, oldest first."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(tree), "-c", "user.name=t", "-c", "user.email=t@example.org", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init", "-q", "-b", "main")
-    ids = []
-    for number in range(16):
-        (tree / ("net.c" if number % 2 else "bpf.c")).write_text(f"{number}\n")
-        git("add", "-A")
-        git("commit", "-qm", f"change {number}")
-        ids.append(git("rev-parse", "HEAD"))
-    return tree, ids
-
-
-def of_commits(ids: Sequence[str], first: int, flaw: Sequence[int] = ()) -> Bench:
-    def number(kernel: str) -> int:
-        return ids.index(kernel.partition("@")[2].partition("+")[0])
-
-    class OfCommits(Bench):
-        def try_out(self, kernel: str, runs: int, sought: Sought) -> Trial:
-            if number(kernel) in flaw:
-                return Trial(kernel, broken="it does not build")
-            return super().try_out(kernel, runs, sought)
-
-    return OfCommits(lambda kernel: 1.0 if number(kernel) >= first else 0.0)
-
-
-@pytest.mark.parametrize("first", [1, 6, 11, 15])
-def test_commit_is_found_past_those_that_do_not_build_or_boot(
-    history: tuple[Path, list[str]], tmp_path: Path, first: int
-) -> None:
-    tree, ids = history
-    space = Commits(tree, ids[0], "main", repository=tmp_path / "repo", flavours=("debug",))
-    assert space.bad.kernel == f"tree:{tree}@{ids[15]}+debug"
-    flaw = [each for each in (7, 8) if each not in (first, first - 1)]
-    result = find(space, of_commits(ids, first, flaw), tmp_path)
-    assert [each.id for each in result.answer.culprits] == [ids[first]]
-    assert f"change {first}" in result.answer.detail
-
-
-def test_suspects_that_do_not_build_are_all_named(history: tuple[Path, list[str]], tmp_path: Path) -> None:
-    tree, ids = history
-    space = Commits(tree, ids[0], ids[15], repository=tmp_path / "repo")
-    result = find(space, of_commits(ids, 8, (7, 8, 9)), tmp_path)
-    assert {each.id for each in result.answer.culprits} == set(ids[7:11])
-    assert not result.answer.unique
-
-
-def test_only_commits_that_touch_a_path_are_tried(history: tuple[Path, list[str]], tmp_path: Path) -> None:
-    tree, ids = history
-    space = Commits(tree, ids[0], ids[15], repository=tmp_path / "repo", paths=("net.c",), skip=(ids[5],))
-    bench = of_commits(ids, 11)
-    result = find(space, bench, tmp_path)
-    assert [each.id for each in result.answer.culprits] == [ids[11]]
-    tried = [ids.index(kernel.partition("@")[2]) for kernel, _ in bench.asked[2:]]
-    assert tried and all(number % 2 and number != 5 for number in tried)
-
-
-def test_revisions_that_make_no_range_are_refused(history: tuple[Path, list[str]], tmp_path: Path) -> None:
-    tree, ids = history
-    for good, bad, why in ((ids[5], ids[2], "is no ancestor"), ("nothing", ids[2], "no commit 'nothing'")):
-        with pytest.raises(KernrigError, match=why):
-            Commits(tree, good, bad, repository=tmp_path / "repo")
-    assert subprocess.run(
-        ["git", "-C", str(tree), "bisect", "log"], check=False, capture_output=True
-    ).returncode
-
-
-def test_reports_tell_the_culprit_the_steps_and_the_evidence(tmp_path: Path) -> None:
-    result = find(row(10), Bench(broken_from(4)), tmp_path)
-    told = report.text(result, "test_x.py::test_it")
-    assert told.splitlines()[:2] == ["test_x.py::test_it: what broke it", "  kernel 4"]
-    assert "assert 1 == 2" in told
-    assert json.loads(report.as_json(result, "t"))["answer"]["culprits"][0]["id"] == "4"
-    page = report.markdown(
-        result, "test_x.py::test_it", "kernrig bisect --good 0 --bad 9 -- test_x.py::test_it"
-    )
-    assert "| kernel 9 | 8 failed | bad |" in page
-    assert "Run: `kernrig bisect" in page
+def test_journal_on_disk_tells_the_steps(tmp_path: Path) -> None:
+    find(row(4), Bench(bad_from(2)), tmp_path)
+    told = json.loads((tmp_path / "journal.json").read_text())
+    assert told["sought"] == [{"test": TEST, "fingerprint": FAULT}]
+    assert [each["role"] for each in told["steps"]] == ["bad end", "good end", "step", "step"]
+    assert not list(tmp_path.glob("*.new"))

@@ -219,3 +219,32 @@ def test_file_that_the_guest_could_not_collect() -> None:
 def test_item_that_the_guest_does_not_know() -> None:
     finished = finish(FakeMachine([{"type": "missing", "errors": []}, CLEAN_END]))
     assert f"the guest did not collect {NODEID}" in finished.verdict.reason
+
+
+def fingerprint(*places: tuple[str, int], message: str = "OSError: [Errno 22] Invalid argument") -> str:
+    files = [{"path": path, "lineno": line, "message": ""} for path, line in places]
+    longrepr = {
+        "reprcrash": files[-1] | {"message": message},
+        "reprtraceback": {
+            "reprentries": [{"type": "ReprEntry", "data": {"reprfileloc": file}} for file in files]
+        },
+    }
+    call = {"type": "report", "report": {"when": "call", "outcome": "failed", "nodeid": NODEID}}
+    call["report"]["longrepr"] = longrepr  # type: ignore[index]
+    finished = finish(FakeMachine([PASSED[0], call, PASSED[2], CLEAN_END]))
+    return str(finished.verdict.fingerprint)
+
+
+def test_failure_is_known_by_its_line_in_the_scenario_and_by_what_was_raised_where() -> None:
+    own, call = "scenarios/test_x.py", "harness/guest/bpf/syscall.py"
+    refused = fingerprint((own, 7), (call, 80))
+    assert refused == f"TEST:{own}:7:{call}:80:OSError: [Errno 22]"
+    others = [
+        fingerprint((own, 9), (call, 80)),
+        fingerprint((own, 7), (call, 81)),
+        fingerprint((own, 7), (call, 80), message="OSError: [Errno 16] Device or resource busy"),
+        fingerprint((own, 7), message="assert [1, 2] == [2, 1]"),
+    ]
+    assert len({refused, *others}) == 5
+    assert others[-1] == f"TEST:{own}:7:" == fingerprint((own, 7), message="assert [3, 4] == [4, 3]")
+    assert fingerprint((call, 80)) == f"TEST:{call}:80:OSError: [Errno 22]"

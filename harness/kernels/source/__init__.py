@@ -89,6 +89,20 @@ def _fragments(asked: names.SourceName) -> tuple[Path, ...]:
     return tuple(kconfig.fragments_of([each for each in asked.flavours if each not in _COMPILERS]))
 
 
+def settled(name: str, *, cache: Cache, say: Say | None = None) -> str:
+    """The text of the `.config` that the kernel `name` would have, without building it.
+
+    Raises KernrigError as `resolve` does for a wrong name or configuration.
+    """
+    planned = plan(name, cache=cache, say=say)
+    with cache.state(_workshop(planned), say=say, wait_s=_BUILD_WAIT_S) as work:
+        tree = planned.snapshot.copy_to(work / "source").resolve()
+        output = work / "configuration"
+        output.mkdir(exist_ok=True)
+        _configure(planned, tree, output, build.environment(cache, work))
+        return (output / ".config").read_text(encoding="utf-8")
+
+
 def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
     """What modules for a kernel that was built here are built against, unpacked in the cache."""
     archive = kernel.vmlinuz.with_name("headers.tar.zst")
@@ -123,25 +137,20 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         if say is not None:
             say(text)
 
-    flavour = "+".join((planned.compiler.name, *(each.stem for each in planned.fragments)))
-    with cache.state(
-        f"kernel-build-{digest(planned.snapshot.place, flavour)}", say=say, wait_s=_BUILD_WAIT_S
-    ) as work:
+    with cache.state(_workshop(planned), say=say, wait_s=_BUILD_WAIT_S) as work:
         tree = planned.snapshot.copy_to(work / "source").resolve()
         output = work / "build"
         output.mkdir(exist_ok=True)
         env = build.environment(cache, work)
         make = ["make", "-C", str(tree), f"O={output}", *planned.compiler.make]
-        command = ["make", *planned.compiler.make]
-        if planned.name.config is None:
-            verified = kconfig.configure(tree, output, planned.fragments, command, env)
-        else:
-            verified = kconfig.take(tree, output, planned.name.config, command, env)
+        verified = _configure(planned, tree, output, env)
         for wish in verified.unknown:
             if wish.value != "n":
                 tell(f"{planned.name}: this kernel does not know {wish.option} ({wish.fragment}.config)")
         before = _files_of_last_build(work)
-        tell(f"building the kernel {planned.name} ({planned.snapshot.version}), configuration {flavour}")
+        tell(
+            f"building the kernel {planned.name} ({planned.snapshot.version}), configuration {_flavour(planned)}"
+        )
         done = build.compile_kernel(
             [*make, *profile.make_words(planned.profiled)],
             env,
@@ -168,6 +177,25 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         if planned.profiled:
             profile.keep(tree, output, folder / profile.FOLDER)
         shutil.copyfile(work / "build.log", folder / "build.log")
+
+
+def _flavour(planned: Plan) -> str:
+    """The names of compiler and fragments. Whole configurations have one name in common, so that the second one is
+    built where the first one was."""
+    parts = ("config",) if planned.name.config else tuple(each.stem for each in planned.fragments)
+    return "+".join((planned.compiler.name, *parts))
+
+
+def _workshop(planned: Plan) -> str:
+    """The cache's state in which it is built; one place and flavour is built incrementally."""
+    return f"kernel-build-{digest(planned.snapshot.place, _flavour(planned))}"
+
+
+def _configure(planned: Plan, tree: Path, output: Path, env: dict[str, str]) -> kconfig.Verified:
+    command = ["make", *planned.compiler.make]
+    if planned.name.config is None:
+        return kconfig.configure(tree, output, planned.fragments, command, env)
+    return kconfig.take(tree, output, planned.name.config, command, env)
 
 
 def _files_of_last_build(work: Path) -> int | None:
