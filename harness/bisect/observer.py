@@ -92,7 +92,7 @@ def _place(report: pytest.TestReport) -> str:
     """A fingerprint for a test of the host, which has no verdict: where it failed and with what."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is None:
-        return report.when or ""
+        return str(report.when)
     error = re.match(r"[\w.]+", crash.message)
     return f"{Path(crash.path).name}:{crash.lineno}:{error[0] if error else ''}"
 

@@ -65,7 +65,7 @@ class Plot:
     unbootable: int
 
 
-PLOTS = {"steady": Plot(11, 7, 9), "moody": Plot(5, 7, 3)}
+PLOTS = {"steady": Plot(11, 7, 9), "moody": Plot(6, 7, 4)}
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def test_search_goes_on_where_somebody_elses_ended(tmp_path: Path) -> None:
     log = Repository(tree).read_log(file)
     assert log.paths == ("kernel", "net")
     good, bad = log.last(Judgement.GOOD), log.last(Judgement.BAD)
+    assert good is not None and bad is not None
     assert (good, bad) == (ids[4], ids[12])
     space = Commits(tree, good, bad, repository=tmp_path / "repo", paths=log.paths, log=log)
     result = find(space, builder(tree), tmp_path)
