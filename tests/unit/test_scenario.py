@@ -49,6 +49,8 @@ class Console:
 class FakeMachine:
     """Says what it is told to, then fails as it is told to; `status` is QEMU's."""
 
+    stretch = 1.0
+
     def __init__(
         self,
         messages: list[dict[str, Any]],
