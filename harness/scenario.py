@@ -13,6 +13,7 @@ from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
 from harness.evidence import Evidence
 from harness.ssh import SshError
+from harness.tree import GUEST_ROOT
 from harness.verdict import (
     End,
     ExpectedSplat,
@@ -271,7 +272,8 @@ def _place(longrepr: dict[str, Any], file: str) -> str:
     """Where a test failed: the innermost line of its own file, and the line that raised when that is elsewhere (each
     refused system call is raised by the same one)."""
     crash = longrepr.get("reprcrash") or {}
-    raised = f"{crash.get('path', '')}:{crash.get('lineno', '')}" if crash else ""
+    path = str(crash.get("path", "")).removeprefix(f"{GUEST_ROOT}/")
+    raised = f"{path}:{crash.get('lineno', '')}" if crash else ""
     entries = (longrepr.get("reprtraceback") or {}).get("reprentries") or []
     places = [(entry.get("data") or {}).get("reprfileloc") or {} for entry in entries]
     own = [place for place in places if file and str(place.get("path", "")).endswith(file)]

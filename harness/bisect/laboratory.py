@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from harness.bisect.trial import Record, Sought
 from harness.errors import HostError, KernrigError
 
 _SAID = "kernrig: "
+# What harness/kernels/source/build.py:teller says each ten seconds.
+_PROGRESS = re.compile(r"\d+(?: of about \d+)? files in \d+ s, now .*")
+_TELL_EVERY_S = 60.0
 _LAST_LINES = 6
 # pytest's own exit statuses (pytest.ExitCode): a wrong command line, nothing collected.
 _USAGE_ERROR, _NO_TESTS = 4, 5
@@ -99,12 +103,19 @@ class Pytest:
             start_new_session=True,
         )
         output = []
+        told = time.monotonic()
         assert program.stdout is not None
         try:
             for line in program.stdout:
                 output.append(line)
-                if line.startswith(_SAID):
+                if not line.startswith(_SAID):
+                    continue
+                progress = _PROGRESS.search(line)
+                if progress is None:
                     self.say(f"  {line.removeprefix(_SAID).rstrip()}")
+                elif time.monotonic() - told > _TELL_EVERY_S:
+                    told = time.monotonic()
+                    self.say(f"  {progress[0]}")
             return program.wait(), "".join(output)
         except BaseException:
             _end(program)

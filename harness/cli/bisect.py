@@ -123,7 +123,7 @@ def bisect(tests: tuple[str, ...], **given: Any) -> None:
         plan = Plan(given["end_runs"], given["runs"] or 0, given["miss"], given["failure"])
         try:
             result = search(space, laboratory, journal, plan, say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if isinstance(space, Commits):
                 (output / _LOG).write_text(space.log())
             say(f"{len(journal.steps)} steps are kept: the same command goes on from there")
@@ -318,11 +318,13 @@ def _lines(path: Path | None) -> list[str]:
 
 
 def _content(tests: Sequence[str], rootdir: Path) -> str:
-    """A digest of the tests that are named, with the conftest.py files above them: an edited scenario is another
-    question."""
+    """A digest of the tests that are named, with the conftest.py files above them, and of what makes the fingerprints:
+    with any of them changed it is another question."""
+    import harness
     from harness.cache import digest
 
-    found: set[Path] = set()
+    package = Path(harness.__file__).parent
+    found = {*(package / "verdict").glob("*.py"), package / "scenario.py"}
     for test in tests:
         path = rootdir / test.partition("::")[0]
         if test.startswith("-") or not path.exists():

@@ -249,4 +249,5 @@ def test_failure_is_known_by_its_line_in_the_scenario_and_by_what_was_raised_whe
     ]
     assert len({refused, *others}) == 5
     assert others[-1] == f"TEST:{own}:7:" == fingerprint((own, 7), message="assert [3, 4] == [4, 3]")
+    assert fingerprint((own, 7), (f"/opt/kernrig/tree/{call}", 80)) == refused
     assert fingerprint((call, 80)) == f"TEST:{call}:80:OSError: [Errno 22]"
