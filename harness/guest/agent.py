@@ -122,6 +122,8 @@ def main(control: Control, ssh: SshServer, load: dict[str, Any], new_bytecode: C
     compiled = new_bytecode()
     agent.get_ready()
     items = [item.nodeid for item in session.items]
-    control.send(compiled, loaded=1, items=items, errors=session.errors, seconds=pace.seconds())
+    seconds = pace.seconds()
+    ssh_ended = os.waitid(os.P_PID, ssh.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    control.send(compiled, loaded=1, items=items, errors=session.errors, seconds=seconds, ssh_ended=ssh_ended)
     sys.stdout.flush()
     agent.serve()

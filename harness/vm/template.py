@@ -282,6 +282,12 @@ def _make_load(base: Template, tree: Tree, directory: Path, cache: Cache) -> Non
         process = base.start(memory_file=directory / "memory", inherit=(state_fd,))
         stack.callback(process.close)
         loaded = load(process, tree, boot_seconds=base.facts["boot_seconds"], cache=cache)
+        if loaded["ssh_ended"]:
+            # It gives a client 300 s of the guest's time to log in; a clone can't go on with what it said.
+            raise TemplateError(
+                f"the guest's SSH server ended while the scenarios were loaded{console_tail(process)}",
+                hint="the guest's clock may run too fast: see what its console says of clocksource and TSC",
+            )
         _freeze(process, state_fd)
         console = (base.directory / "console").read_text() + process.console.text()
         (directory / "console").write_text(console)
