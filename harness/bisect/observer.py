@@ -76,7 +76,8 @@ def end_of(reports: list[pytest.TestReport]) -> End:
     nodeid = reports[-1].nodeid
     failed = next((report for report in reports if report.failed), None)
     if failed is not None:
-        text = failed.longreprtext
+        # Which of xdist's workers it was, and on which Python, is of no interest.
+        text = re.sub(r"\A\[gw\d+\] .*\n\n?", "", failed.longreprtext)
         text += "".join(f"\n{body}" for name, body in failed.sections if name == "kernrig")
         infra = properties.get("kernrig_outcome") == "INFRA"
         fingerprint = str(properties.get("kernrig_fingerprint") or _place(failed))

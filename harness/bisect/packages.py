@@ -25,8 +25,9 @@ class Packages(Line):
         self._changelog = changelog
 
     def answer(self) -> Answer:
-        """The first bad package, with the changelog since the last good one."""
-        return Answer(self.between(), self._changelog(self.good, self.bad))
+        """The first bad package, with the last good one and the changelog between them."""
+        changed = self._changelog(self.good, self.bad)
+        return Answer(self.between(), f"The last good one is {self.good.title}.\n\n{changed}")
 
 
 def between(available: Sequence[AvailableKernel], good: str, bad: str) -> list[Candidate]:

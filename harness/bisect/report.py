@@ -74,7 +74,10 @@ def _markdown(result: Result, question: Question) -> Iterator[str]:
     yield ""
     yield from (f"- {each.title or each.id}" for each in result.answer.culprits)
     yield ""
-    yield from _block(result.answer.detail)
+    detail = result.answer.detail
+    long = len(detail.splitlines()) > _DETAIL_LINES
+    if not long:
+        yield from _block(detail)
     yield "## How sure"
     yield ""
     yield from textwrap.wrap(" ".join(_summary(result)), _WIDTH)
@@ -106,6 +109,11 @@ def _markdown(result: Result, question: Question) -> Iterator[str]:
     yield "To see it again:"
     yield ""
     yield f"    {question.command}"
+    if long:
+        yield ""
+        yield "## What changed"
+        yield ""
+        yield from _block(detail)
 
 
 def _block(text: str) -> Iterator[str]:

@@ -275,7 +275,8 @@ def test_packages_between_two_versions_in_the_order_of_the_search() -> None:
     space.learn(row_[1], Judgement.GOOD)
     space.learn(row_[2], Judgement.BAD)
     assert space.proposal() is None
-    assert space.answer().detail == "6.12.43-1~bpo12+1 to 6.12.107-1"
+    last = f"The last good one is {row_[1].title}."
+    assert space.answer().detail == f"{last}\n\n6.12.43-1~bpo12+1 to 6.12.107-1"
 
 
 def test_package_that_is_to_be_skipped_is_not_tried(tmp_path: Path) -> None:

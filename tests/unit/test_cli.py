@@ -50,7 +50,7 @@ class TestCommandLine:
     def test_help_names_every_command(self) -> None:
         result = invoke("--help")
         assert result.exit_code == 0
-        for name in ("doctor", "kernel", "shell", "run", "clean", "behaviours"):
+        for name in ("doctor", "kernel", "shell", "run", "bisect", "clean", "behaviours"):
             assert f"\n  {name} " in result.output
 
     @pytest.mark.parametrize(
