@@ -99,7 +99,6 @@ _VERBS = (
     *(REMOVE,) * 2,
 )
 _TAKING = (TAKE, COUNT, MOVE, SWAP, SHARE)
-_GIVING = (MOVE, SWAP, SHARE)
 _FLAGS = (0, 0, 0, 0, BPF_EXIST, BPF_NOEXIST)
 
 # Making a strategy costs more than drawing from it.
@@ -290,10 +289,8 @@ class _Drawer:
             there = [name for name, prog in self.world.progs.items() if prog.open]
             return Close(self.pick(there)) if there else self._unpin()
         self.progs += 1
-        map, field = self._map(outer=None), self.pick(FIELDS)
-        if self.draw(_EIGHT) > 5:
-            return Load(f"p{self.progs}", map, map, field, field)
-        return Load(f"p{self.progs}", map, self._map(outer=None), field, self.pick(FIELDS))
+        map, other = self._map(outer=None), self._map(outer=None)
+        return Load(f"p{self.progs}", map, other, self.pick(FIELDS), self.pick(FIELDS))
 
     def _bind(self) -> Call:
         return Bind(self._prog(), self._map(outer=None))
@@ -322,9 +319,7 @@ class _Drawer:
         elif verb == WRITE:
             mark, flags = self._mark(), self._flags(table)
         key = self._key(table, prog.fields[0] if verb in _TAKING else None)
-        full = self._key(other, prog.fields[1] if verb in _GIVING else None)
-        if verb == SWAP and self.sometimes():
-            full, other_via = key, via
+        full = self._key(other, prog.fields[1] if verb in (MOVE, SHARE) else None)
         return Run(name, verb, key, full, via, other_via, object, mark, flags)
 
     def _reach(self, name: str) -> tuple[int, Table | None]:
