@@ -136,6 +136,7 @@ static __always_inline struct writer *next_packet(void)
 /* `changes` goes up before a change is made, so that a tracer behind it finds the change's number there. */
 static __always_inline void change(void *map, void *key, __u32 number, struct writer *writer, __u64 *changes)
 {
+	bool new = map == (void *)&new_state;
 	__u64 *found = bpf_map_lookup_elem(map, key);
 	int error; /* as the functions up to 6.2 return it */
 
@@ -143,7 +144,7 @@ static __always_inline void change(void *map, void *key, __u32 number, struct wr
 		look(found, number);
 	++*changes;
 	if (writer->random % 8 < 3) {
-		error = bpf_map_delete_elem(map, key);
+		error = new ? write_new(key, 0, 0, 0) : bpf_map_delete_elem(map, key);
 		if (!error) {
 			truth[number] = 0;
 			writer->deletes++;
@@ -151,7 +152,7 @@ static __always_inline void change(void *map, void *key, __u32 number, struct wr
 	} else {
 		__u64 version = writer->version * CPUS + bpf_get_smp_processor_id();
 
-		error = bpf_map_update_elem(map, key, &version, BPF_ANY);
+		error = new ? write_new(key, &version, BPF_ANY, 0) : bpf_map_update_elem(map, key, &version, BPF_ANY);
 		if (!error) {
 			truth[number] = version;
 			if (found)
@@ -267,8 +268,6 @@ bool naive;
 bool repairing;
 
 /* Which changes somebody saw of each CPU, by their numbers. */
-bool noting;
-
 struct seen {
 	__u64 first;
 	__u64 last;
@@ -296,6 +295,8 @@ int BPF_PROG(mirror_update, struct bpf_map *map, void *key, void *value, __u64 f
 {
 	struct old_key old = {};
 
+	if (map->id == new_id)
+		count(traced_here());
 	if (map->id != old_id || (int)result)
 		return 0;
 	bpf_probe_read_kernel(&old, sizeof(old), key);
@@ -309,6 +310,8 @@ int BPF_PROG(mirror_delete, struct bpf_map *map, void *key, long result)
 {
 	struct old_key old = {};
 
+	if (map->id == new_id)
+		count(traced_here());
 	if (map->id != old_id || (int)result)
 		return 0;
 	bpf_probe_read_kernel(&old, sizeof(old), key);
@@ -341,7 +344,7 @@ int copy(struct bpf_iter__bpf_map_elem *ctx)
 		writer->copying = 0;
 		return 0;
 	}
-	error = bpf_map_update_elem(&new_state, &new, &state, naive ? BPF_ANY : BPF_NOEXIST);
+	error = write_new(&new, &state, naive ? BPF_ANY : BPF_NOEXIST, 0);
 	if (!error)
 		copied++;
 	else if (error != -EEXIST)
