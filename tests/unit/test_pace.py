@@ -29,8 +29,8 @@ def test_the_work_is_small_and_takes_time() -> None:
     ("accel", "measured", "slow", "stretch"),
     [
         ("tcg", 1.0, 8.0, 1.0),
-        ("tcg", 64.0, 8.0, 1.0),
-        ("tcg", 320.0, 40.0, 5.0),
+        ("tcg", 24.0, 8.0, 1.0),
+        ("tcg", 120.0, 40.0, 5.0),
         ("kvm", 0.9, 1.0, 1.0),
         ("kvm", 6.0, 6.0, 6.0),
     ],
