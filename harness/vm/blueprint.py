@@ -40,6 +40,7 @@ _KERNEL_PARAMETERS = (
     "rcupdate.rcu_expedited=1",  # a tcx attach waits for RCU: 20 ms under TCG otherwise
     "mitigations=off",  # nothing secret lives in the guest
     "printk.devkmsg=on",
+    "printk.time=1",  # by their timestamps the console's lines are told from what programs write
     "log_buf_len=1M",
     "sysrq_always_enabled",  # the way in when SSH is gone
 )

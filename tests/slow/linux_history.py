@@ -65,7 +65,8 @@ class Plot:
     unbootable: int
 
 
-PLOTS = {"steady": Plot(11, 7, 9), "moody": Plot(6, 7, 4)}
+# git asks for commit 7 of the 16 first, for 8 when that is skipped, and for 4 when 8 is bad: both skips are met.
+PLOTS = {"steady": Plot(2, 4, 7), "moody": Plot(6, 7, 4)}
 
 
 @dataclass(frozen=True)

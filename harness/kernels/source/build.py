@@ -73,6 +73,8 @@ def environment(cache: Cache, work: Path) -> dict[str, str]:
     found |= {
         "CCACHE_DIR": str(cache.root / "state" / "ccache"),
         "CCACHE_BASEDIR": str(work),
+        # What the compiler tells of its headers is enough; else each miss runs the preprocessor once more.
+        "CCACHE_DEPEND": "1",
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_MAXSIZE": CCACHE_SIZE,
     }
