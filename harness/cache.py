@@ -112,6 +112,22 @@ class Cache:
         with self._lock(kind, key, say=None, wait_s=60.0):
             self._discard(kind, key)
 
+    def prune(
+        self, kind: str, *, keep: int, idle_s: float, which: Callable[[Path], bool] = lambda _: True
+    ) -> None:
+        """Remove the entries of a kind (of those that `which` takes) that nobody used for so long, but for the `keep`
+        that were used last. What another process works on stays."""
+        found = []
+        for path in _visible(self.root / kind):
+            with contextlib.suppress(FileNotFoundError):
+                if which(path):
+                    found.append((path.stat().st_mtime, path.name))
+        old = time.time() - idle_s
+        for mtime, key in sorted(found, reverse=True)[keep:]:
+            if mtime < old:
+                with contextlib.suppress(KernrigError), self._lock(kind, key, say=None, wait_s=0):
+                    self._discard(kind, key)
+
     def sweep(self) -> None:
         """Delete what makers that were killed left behind; those still at work are not disturbed."""
         try:
@@ -165,6 +181,7 @@ class Cache:
         with self._lock("state", name, say=say, wait_s=wait_s):
             try:
                 path.mkdir(parents=True, exist_ok=True)
+                os.utime(path)
             except OSError as error:
                 raise _unusable(self.root, error) from error
             try:

@@ -20,6 +20,10 @@ from harness.kernels.kernel import Kernel
 INITRAMFS = "initramfs.cpio"
 MANIFEST = "manifest.json"
 
+# Each kernel has its image, 65 MB; one that is missed is made again in seconds.
+_KEPT_IMAGES = 24
+_UNUSED_S = 3 * 24 * 3600.0
+
 # A change of these may change the image that unchanged inputs give.
 _MAKERS = tuple(
     Path(__file__).with_name(f"{name}.py") for name in ("build", "cpio", "modules", "native", "recipe")
@@ -73,6 +77,8 @@ def build_image(
         say(f"image: adding the modules of kernel {kernel.release}")
         _make(target, kernel, what, root, contents, extra_modules)
 
+    if cache.get("image", key) is None:
+        cache.prune("image", keep=_KEPT_IMAGES, idle_s=_UNUSED_S)
     entry = cache.build("image", key, make, say=say)
     manifest = entry / MANIFEST
     return Image(entry / INITRAMFS, json.loads(manifest.read_text())["sha256"], manifest)

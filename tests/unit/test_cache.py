@@ -291,6 +291,33 @@ def test_entries_are_listed_with_sizes_and_removed(cache: Cache) -> None:
     assert leftovers(cache) == []
 
 
+def test_pruning_takes_what_nobody_used_for_long_and_spares_the_latest(cache: Cache) -> None:
+    now = time.time()
+    for key, days in (("new", 0), ("older", 4), ("old", 5), ("oldest", 6), ("fetched", 9)):
+        entry = cache.build("kernel", key, make_entry)
+        os.utime(entry, (now, now - days * 86400.0))
+    cache.prune("kernel", keep=2, idle_s=86400.0, which=lambda path: path.name != "fetched")
+    assert {each.key for each in cache.entries()} == {"new", "older", "fetched"}
+    cache.prune("kernel", keep=0, idle_s=86400.0, which=lambda path: path.name != "fetched")
+    assert {each.key for each in cache.entries()} == {"new", "fetched"}
+    assert leftovers(cache) == []
+
+
+def test_pruning_spares_state_that_is_held_or_was_used_lately(cache: Cache) -> None:
+    with cache.state("build-1") as held:
+        with cache.state("build-2") as used:
+            pass
+        for folder in (held, used):
+            os.utime(folder, (0, 0))
+        cache.prune("state", keep=0, idle_s=86400.0)
+        assert held.exists()
+        assert not used.exists()
+    with cache.state("build-1"):
+        pass
+    cache.prune("state", keep=0, idle_s=86400.0)
+    assert held.exists()
+
+
 def test_state_is_held_by_one_at_a_time_and_kept(cache: Cache) -> None:
     with cache.state("lists") as folder:
         (folder / "index").write_text("packages")

@@ -21,9 +21,14 @@ is_name = names.is_name
 
 # Part of every key: a change to how kernels are built makes new ones.
 _RECIPE = "1"
+_WORKSHOP = "kernel-build-"
 _BUILD_WAIT_S = 4 * 3600.0
-_PACKAGE_FRESH_S = 24 * 3600.0
 _COMPILERS = ("clang", "gcc")
+
+# A search leaves a kernel for each step, 200 MB with its headers; a place and flavour a build directory of 1 to 4 GB.
+_KEPT_KERNELS = 16
+_KEPT_WORKSHOPS = 4
+_UNUSED_S = 3 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def resolve(
     it does not build.
     """
     planned = plan(name, cache=cache, say=say, refresh=refresh)
+    if cache.get(stored.KIND, planned.key) is None:
+        prune(cache)
     entry = cache.build(
         stored.KIND,
         planned.key,
@@ -76,6 +83,26 @@ def plan(name: str, *, cache: Cache, say: Say | None = None, refresh: bool = Fal
     snapshot = _snapshot(asked, cache=cache, say=say, refresh=refresh)
     key = digest(SOURCE, _RECIPE, stored.LAYOUT, snapshot.content, compiler.version, *fragments, *profiled)
     return Plan(asked, snapshot, fragments, profiled, compiler, key)
+
+
+def prune(cache: Cache) -> None:
+    """Remove what was built here and nobody used for days, but for the latest: kernels, headers, build directories.
+
+    Fetched kernels stay: Debian's mirrors may no longer have them.
+    """
+
+    def built(entry: Path) -> bool:
+        try:
+            told = json.loads((entry / "provenance.json").read_bytes())
+            return bool(told["provenance"]["source"] == SOURCE)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    cache.prune(stored.KIND, keep=_KEPT_KERNELS, idle_s=_UNUSED_S, which=built)
+    cache.prune("headers", keep=_KEPT_KERNELS, idle_s=_UNUSED_S)
+    cache.prune(
+        "state", keep=_KEPT_WORKSHOPS, idle_s=_UNUSED_S, which=lambda path: path.name.startswith(_WORKSHOP)
+    )
 
 
 def counts_lines(name: str) -> bool:
@@ -188,7 +215,7 @@ def _flavour(planned: Plan) -> str:
 
 def _workshop(planned: Plan) -> str:
     """The cache's state in which it is built; one place and flavour is built incrementally."""
-    return f"kernel-build-{digest(planned.snapshot.place, _flavour(planned))}"
+    return f"{_WORKSHOP}{digest(planned.snapshot.place, _flavour(planned))}"
 
 
 def _configure(planned: Plan, tree: Path, output: Path, env: dict[str, str]) -> kconfig.Verified:
