@@ -105,7 +105,10 @@ def build(names: tuple[str, ...], refresh: bool) -> None:
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--diff", "pair", nargs=2, metavar="A B", help="only the options in which A and B differ")
 def config(names: tuple[str, ...], pair: tuple[str, str] | None) -> None:
-    """The configuration of the kernels NAME, each a kernel's name or a file with a configuration."""
+    """The configuration of the kernels NAME, each a kernel's name or a file with a configuration.
+
+    A kernel from source is configured for this, not built.
+    """
     from harness.bisect.options import differences
 
     if pair is not None:
@@ -160,7 +163,7 @@ def _config(name: str) -> KernelConfig:
 
     from harness import kernels
     from harness.cache import Cache
-    from harness.kernels import vmlinux
+    from harness.kernels import source, vmlinux
     from harness.kernels.config import KernelConfig
 
     path = Path(name).expanduser()
@@ -169,6 +172,8 @@ def _config(name: str) -> KernelConfig:
             vmlinux.identify(path)
         except KernrigError:
             return KernelConfig.read(path)
+    if source.is_name(name):
+        return KernelConfig.parse(source.settled(name, cache=Cache.default(), say=say))
     return kernels.resolve(name, cache=Cache.default(), say=say).config
 
 

@@ -50,11 +50,13 @@ def test_fragment_is_read_with_reasons_and_marks(tmp_path: Path) -> None:
     path = tmp_path / "mine.config"
     path.write_text(
         '# About it\n\nCONFIG_A=y  # required: nothing works without\nCONFIG_B="x y" # text\nCONFIG_C=n\n'
+        "CONFIG_D=y # unless CONFIG_A: as ever\n"
     )
     assert read_fragment(path) == [
         Wish("CONFIG_A", "y", "nothing works without", True, "mine"),
         Wish("CONFIG_B", '"x y"', "text", False, "mine"),
         Wish("CONFIG_C", "n", "", False, "mine"),
+        Wish("CONFIG_D", "y", "as ever", False, "mine", "CONFIG_A"),
     ]
     path.write_text("CONFIG_A=y\nCONFIG B\n")
     with pytest.raises(KernrigError, match="line 2: 'CONFIG B'"):
@@ -98,6 +100,12 @@ def test_option_that_did_not_stick_is_an_error_with_fragment_and_dependency(tree
     assert "1 of 2 options did not stick" in text
     assert "CONFIG_LOST=y (asked.config: wanted for a reason): it is n" in text
     assert "depends on MISSING" in text
+
+
+def test_option_may_go_where_the_other_one_is_set(tree: Path) -> None:
+    assert merged(tree, "CONFIG_A=y # one", "CONFIG_LOST=y # unless CONFIG_EXTRA: as ever") == ()
+    with pytest.raises(KernrigError, match=r"CONFIG_LOST=y .asked.config: as ever.: it is n"):
+        merged(tree, "CONFIG_LOST=y # unless CONFIG_A: as ever")
 
 
 def test_option_that_is_on_though_it_should_be_off_is_an_error(tree: Path) -> None:

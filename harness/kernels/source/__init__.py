@@ -117,11 +117,13 @@ def _fragments(asked: names.SourceName) -> tuple[Path, ...]:
 
 
 def settled(name: str, *, cache: Cache, say: Say | None = None) -> str:
-    """The text of the `.config` that the kernel `name` would have, without building it.
+    """The text of the `.config` that the kernel `name` has, or would have: it is not built for this.
 
     Raises KernrigError as `resolve` does for a wrong name or configuration.
     """
     planned = plan(name, cache=cache, say=say)
+    if (entry := cache.get(stored.KIND, planned.key)) is not None:
+        return (entry / "config").read_text(encoding="utf-8")
     with cache.state(_workshop(planned), say=say, wait_s=_BUILD_WAIT_S) as work:
         tree = planned.snapshot.copy_to(work / "source").resolve()
         output = work / "configuration"

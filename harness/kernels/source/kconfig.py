@@ -28,7 +28,8 @@ FLAVOURS: dict[str, tuple[str, ...]] = {
 ALWAYS = ("base", "bpf", "net")
 
 _LINE = re.compile(
-    r"(?P<name>CONFIG_\w+)=(?P<value>\"[^\"]*\"|[^\s#]+)\s*(?:#\s*(?P<required>required:?\s*)?(?P<reason>.*))?"
+    r"(?P<name>CONFIG_\w+)=(?P<value>\"[^\"]*\"|[^\s#]+)\s*(?:#\s*(?P<required>required:?\s*)?"
+    r"(?:unless (?P<rival>CONFIG_\w+):\s*)?(?P<reason>.*))?"
 )
 _WHY = Path(__file__).parent / "why.c"
 _TIMEOUT_S = 900.0
@@ -37,7 +38,7 @@ _TIMEOUT_S = 900.0
 @dataclass(frozen=True)
 class Wish:
     """One line of a fragment: `value` as in a `.config` (`n` for off), `required` if a kernel that does not
-    know the option is of no use.
+    know the option is of no use. Where the kernel sets the option `rival`, this one need not be granted.
     """
 
     option: str
@@ -45,6 +46,7 @@ class Wish:
     reason: str
     required: bool
     fragment: str
+    rival: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def read_fragment(path: Path) -> list[Wish]:
                 hint="write CONFIG_NAME=n to switch an option off",
             )
         required = found["required"] is not None
-        wishes.append(Wish(found["name"], found["value"], found["reason"] or "", required, path.stem))
+        wishes.append(
+            Wish(found["name"], found["value"], found["reason"] or "", required, path.stem, found["rival"])
+        )
     return wishes
 
 
@@ -151,6 +155,8 @@ def take(
 
 
 def _granted(wish: Wish, config: KernelConfig) -> bool:
+    if wish.rival is not None and wish.rival in config:
+        return True
     if wish.value == "n":
         return wish.option not in config
     wanted = KernelConfig.parse(f"{wish.option}={wish.value}\n")[wish.option]
