@@ -36,7 +36,11 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help=f"One round, {QUICK_SCENARIOS} scenarios instead of {SCENARIOS}.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"One round, {QUICK_SCENARIOS} scenarios instead of {SCENARIOS}, no builds and searches.",
+)
 @click.option("--only", metavar="NAME", multiple=True, help="Measure only this; repeatable.")
 @click.option("--runs", type=click.IntRange(min=1), help=f"Rounds [default: {RUNS}].")
 @click.option("--kernel", metavar="NAME", help="Kernel, as for pytest's --kr-kernel.")
@@ -64,6 +68,8 @@ def bench(
 ) -> None:
     """How fast kernrig is on this host: medians on the screen, raw values in JSON.
 
+    Kernels are built, and searches done, once at the end, however many rounds there are.
+
     The other settings are taken from the environment, as pytest takes them (KERNRIG_ACCEL, KERNRIG_QEMU, ...).
     """
     if compare:
@@ -71,7 +77,7 @@ def bench(
         return
     path = json_path or Path(".kernrig/bench", time.strftime("%Y%m%d-%H%M%S") + ".json")
     _make_writable(path)
-    measures = choose(only)
+    measures = choose(only, quick=quick)
     settings = read_settings(kernel)
     rounds = runs or (QUICK_RUNS if quick else RUNS)
     scenarios = QUICK_SCENARIOS if quick else SCENARIOS
@@ -102,7 +108,7 @@ def measure(
         say(f"warming up: {warm_up.__name__}")
         _try(warm_up.__name__, warm_up, place, report, say)
     for number, each in schedule(measures, rounds):
-        say(f"round {number} of {rounds}: {each.name}")
+        say(f"{f'round {number} of {rounds}' if number else 'once'}: {each.name}")
         taken = _try(each.name, each.take, place, report, say)
         if taken is not None:
             report.add(taken)

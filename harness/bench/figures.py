@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,19 @@ FIGURES: tuple[Figure, ...] = (
     Figure("updates-untraced", PER_SECOND, "updates of a hash map by a program"),
     Figure("updates-passed-by", PER_SECOND, "the same while another hash map is traced"),
     Figure("updates-traced", PER_SECOND, "the same while it is traced"),
+    Figure("kernel-base", SECONDS, "kernel of linux-source-6.12 built, nothing cached", 480.0),
+    Figure("kernel-base-warm", SECONDS, "the same with what ccache kept of it", 90.0),
+    Figure(
+        "kernel-rebuild", SECONDS, "pytest after an edit of kernel/bpf/mprog.c: start to first verdict", 90.0
+    ),
+    Figure("bisect-commit", SECONDS, "kernrig bisect, commits that touch one file: a step"),
+    Figure("kernel-debug", SECONDS, "kernel of the flavour debug built, nothing cached"),
+    Figure("kernel-debug-warm", SECONDS, "the same with what ccache kept of it"),
+    Figure("bisect-package", SECONDS, "kernrig bisect, packaged kernels that are there: a step", 15.0),
 )
+# What a measurement gives, by the names of its figures: one value of each, or several.
+Values = Mapping[str, float | Sequence[float]]
+
 BY_NAME: Mapping[str, Figure] = {figure.name: figure for figure in FIGURES}
 
 
@@ -105,10 +117,11 @@ class Report:
     values: dict[str, list[float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
-    def add(self, taken: Mapping[str, float]) -> None:
-        """Take the values of one measurement, by the names of their figures."""
+    def add(self, taken: Values) -> None:
+        """Take what one measurement gave."""
         for name, value in taken.items():
-            self.values.setdefault(BY_NAME[name].name, []).append(value)
+            several = value if isinstance(value, Sequence) else [value]
+            self.values.setdefault(BY_NAME[name].name, []).extend(several)
 
     def summaries(self) -> list[tuple[Figure, Summary]]:
         """What there are values of, in the order of FIGURES."""

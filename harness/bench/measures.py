@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from harness.bench import modelspeed, tracespeed
-from harness.bench.figures import WORKERS
-from harness.bench.program import Program, children_cpu
-from harness.bench.workbench import TEMPLATE_KINDS, TRIVIAL_NODE, Values, Workbench, edit
-from harness.cache import Cache
+from harness.bench import bisectspeed, kernelspeed, modelspeed, tracespeed
+from harness.bench.caches import empty, templates
+from harness.bench.figures import WORKERS, Values
+from harness.bench.program import children_cpu
+from harness.bench.pytestruns import first_verdict, run_pytest, unexpected
+from harness.bench.sources import BASE, DEBUG
+from harness.bench.workbench import TRIVIAL_NODE, Workbench, edit
 from harness.deadline import Deadline
 from harness.errors import KernrigError
 from harness.evidence import Evidence
@@ -26,25 +24,23 @@ from harness.vm import boot, keys, template
 
 MANY_WORKERS = 8
 COMMAND_SECONDS = 60.0
-FIRST_VERDICT_SECONDS = 180.0
 RUN_SECONDS = 1200.0
-
-# As pytest -v writes them: NODEID OUTCOME, or with xdist [gwN] [ P%] OUTCOME NODEID.
-VERDICT = re.compile(
-    r"^(?:\S+::.* |\[gw\d+\] \[ *\d+%\] )(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE
-)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`take` gives one value of each of `figures`; it is called `repeat` times in a round. `warm_up` is called once
-    before all rounds: first imports, byte code and filling of caches are not what is measured."""
+    """`take` gives values of each of `figures`; it is called `repeat` times in a round. `warm_up` is called once before
+    all rounds: first imports, byte code and filling of caches are not what is measured.
+
+    What takes many minutes is measured `once`, after all rounds.
+    """
 
     name: str
     figures: tuple[str, ...]
     take: Callable[[Workbench], Values]
     repeat: int = 1
     warm_up: Callable[[Workbench], object] | None = None
+    once: bool = False
 
 
 def cold_boot(bench: Workbench) -> Values:
@@ -72,11 +68,11 @@ def cold_boot(bench: Workbench) -> Values:
 def boot_template(bench: Workbench) -> Values:
     """The boot stage into an empty cache."""
     blueprint = bench.rig.blueprint(bench.kernel, bench.rig.settings.shape)
-    _empty(bench.anew, "boot-template")
+    empty(bench.anew, "boot-template")
     begin = time.monotonic()
     template.boot_template(blueprint, cache=bench.anew, say=bench.rig.say)
     seconds = time.monotonic() - begin
-    _empty(bench.anew, "boot-template")
+    empty(bench.anew, "boot-template")
     return {"boot-template": seconds}
 
 
@@ -85,11 +81,11 @@ def load_template(bench: Workbench) -> Values:
     blueprint = bench.rig.blueprint(bench.kernel, bench.rig.settings.shape)
     booted = template.boot_template(blueprint, cache=bench.warm, say=bench.rig.say)
     tree = bench.rig.tree(bench.kernel)
-    _empty(bench.anew, "load-template")
+    empty(bench.anew, "load-template")
     begin = time.monotonic()
     template.load_template(booted, tree, cache=bench.anew, say=bench.rig.say)
     seconds = time.monotonic() - begin
-    _empty(bench.anew, "load-template")
+    empty(bench.anew, "load-template")
     return {"load-template": seconds}
 
 
@@ -131,10 +127,10 @@ def clone_verdict(bench: Workbench) -> Values:
 
 def rate(workers: int, bench: Workbench) -> Values:
     """The whole of `pytest -n WORKERS` on the trivial project, pytest's start and end included."""
-    with _pytest(bench, bench.trivial, "-q", "-n", str(workers)) as program:
+    with run_pytest(bench, bench.trivial, "-q", "-n", str(workers)) as program:
         status, seconds = program.finish(Deadline.after(RUN_SECONDS, f"pytest -n {workers}"))
     if status != 0 or f"{bench.scenarios} passed" not in program.output():
-        raise _unexpected(program, f"pytest -n {workers} ended with status {status}")
+        raise unexpected(program, f"pytest -n {workers} ended with status {status}")
     return {
         f"rate-n{workers}": bench.scenarios / seconds * 60,
         f"cpu-n{workers}": program.cpu / bench.scenarios,
@@ -143,18 +139,18 @@ def rate(workers: int, bench: Workbench) -> Values:
 
 def fill_caches(bench: Workbench) -> None:
     """Run all of this repository's scenarios once: afterwards the templates of all shapes are there."""
-    with _pytest(bench, _real(bench), "-q", "-n", str(MANY_WORKERS)) as program:
+    with run_pytest(bench, bench.project(), "-q", "-n", str(MANY_WORKERS)) as program:
         status, _ = program.finish(Deadline.after(RUN_SECONDS, "all scenarios"))
     # A scenario may well fail: that is a matter of the kernel.
     if status not in (0, 1):
-        raise _unexpected(program, f"pytest ended with status {status}")
+        raise unexpected(program, f"pytest ended with status {status}")
 
 
 def start(name: str, options: Sequence[str], bench: Workbench) -> Values:
     """The start of pytest on this repository's scenarios to the first verdict, with everything cached."""
-    before = _templates(bench.warm)
-    seconds = _first_verdict(bench, _real(bench), options)
-    made = _templates(bench.warm) - before
+    before = templates(bench.warm)
+    seconds = first_verdict(bench, bench.project(), options)
+    made = templates(bench.warm) - before
     if made:
         raise KernrigError(
             f"Not everything was cached: pytest made {', '.join(f'{kind}/{key}' for kind, key in sorted(made))}.",
@@ -165,63 +161,14 @@ def start(name: str, options: Sequence[str], bench: Workbench) -> Values:
 
 def start_edited(name: str, options: Sequence[str], bench: Workbench) -> Values:
     """The same after an edit of one scenario file. What is made because of it is removed again."""
-    before = _templates(bench.warm)
-    project = _real(bench, edited=True)
+    before = templates(bench.warm)
+    project = bench.project(edited=True)
     bench.edits += 1
     edit(project, bench.edits)
-    seconds = _first_verdict(bench, project, options)
-    for kind, key in _templates(bench.warm) - before:
+    seconds = first_verdict(bench, project, options)
+    for kind, key in templates(bench.warm) - before:
         bench.warm.remove(kind, key)
     return {name: seconds}
-
-
-def _real(bench: Workbench, *, edited: bool = False) -> Path:
-    project = bench.edited if edited else bench.real
-    if project is None:
-        raise KernrigError("This repository has no scenarios to start.")
-    return project
-
-
-def _first_verdict(bench: Workbench, project: Path, options: Sequence[str]) -> float:
-    """Seconds from pytest's start to the first verdict on its output; it is interrupted then."""
-    with _pytest(bench, project, "-v", *options) as program:
-        seen = program.until(VERDICT, Deadline.after(FIRST_VERDICT_SECONDS, "pytest's first verdict"))
-        if seen is None:
-            raise _unexpected(program, "pytest ended without a verdict")
-        program.interrupt()
-        program.finish(Deadline.after(COMMAND_SECONDS, "pytest to end"))
-        return seen - program.started
-
-
-def _templates(cache: Cache) -> set[tuple[str, str]]:
-    return {(entry.kind, entry.key) for entry in cache.entries() if entry.kind in TEMPLATE_KINDS}
-
-
-def _pytest(bench: Workbench, project: Path, *words: str) -> Program:
-    """pytest on the scenarios of a project, with the warm cache."""
-    settings = bench.rig.settings
-    fixed = [
-        f"--kr-kernel={bench.kernel}",
-        *([f"--kr-modules={settings.modules}"] if settings.modules else []),
-        "--kr-isolation=clone",
-        "--color=no",
-    ]
-    command = [sys.executable, "-m", "pytest", *words, *fixed, settings.scenarios]
-    unwanted = ("PYTEST_", "KERNRIG_RUN")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return Program(command, cwd=project, environment=environment | {"KERNRIG_CACHE": str(bench.warm.root)})
-
-
-def _unexpected(program: Program, what: str) -> KernrigError:
-    tail = "\n  ".join(program.output().strip().splitlines()[-15:])
-    return KernrigError(f"{what}; the end of its output:\n  {tail}")
-
-
-def _empty(cache: Cache, kind: str) -> None:
-    assert kind in TEMPLATE_KINDS, "the private cache shares its other kinds with the user's"
-    for entry in cache.entries():
-        if entry.kind == kind:
-            cache.remove(kind, entry.key)
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -257,11 +204,26 @@ MEASURES: tuple[Measure, ...] = (
             ("edit-n8", start_edited, ("-n", str(MANY_WORKERS))),
         )
     ),
+    *(
+        Measure(name, (name,), take, once=True)
+        for name, take in (
+            ("kernel-base", partial(kernelspeed.cold, "kernel-base", BASE)),
+            ("kernel-base-warm", partial(kernelspeed.warm, "kernel-base-warm", BASE)),
+            ("kernel-rebuild", kernelspeed.rebuild),
+            ("bisect-commit", bisectspeed.commits),
+            ("kernel-debug", partial(kernelspeed.cold, "kernel-debug", DEBUG)),
+            ("kernel-debug-warm", partial(kernelspeed.warm, "kernel-debug-warm", DEBUG)),
+            ("bisect-package", bisectspeed.packages),
+        )
+    ),
 )
 
 
-def choose(names: Sequence[str]) -> tuple[Measure, ...]:
-    """The measures that give the named figures, all without names. Raises KernrigError for an unknown name."""
+def choose(names: Sequence[str], *, quick: bool = False) -> tuple[Measure, ...]:
+    """The measures that give the named figures, all without names; if it has to be `quick`, not what is measured once.
+
+    Raises KernrigError for an unknown name, or one of what is not quick.
+    """
     known = {name for measure in MEASURES for name in (measure.name, *measure.figures)}
     unknown = sorted(set(names) - known)
     if unknown:
@@ -270,15 +232,24 @@ def choose(names: Sequence[str]) -> tuple[Measure, ...]:
             hint=f"the names are {', '.join(dict.fromkeys(f for m in MEASURES for f in m.figures))}",
         )
     wanted = set(names) or known
-    return tuple(each for each in MEASURES if wanted & {each.name, *each.figures})
+    chosen = tuple(each for each in MEASURES if wanted & {each.name, *each.figures})
+    slow = [each.name for each in chosen if each.once]
+    if quick and names and slow:
+        raise KernrigError(f"Measuring {', '.join(slow)} takes many minutes.", hint="leave out --quick")
+    return tuple(each for each in chosen if not (quick and each.once))
 
 
 def schedule(measures: Sequence[Measure], runs: int) -> Iterator[tuple[int, Measure]]:
     """Round number (from 1) and measure, so mixed that what disturbs the host hits all alike: within a round one of
-    each in turn, every second round backwards."""
+    each in turn, every second round backwards. Then, with the number 0, what is measured once, in the order in which
+    the next one has use for what the one before has left."""
+    often = [each for each in measures if not each.once]
     for number in range(1, runs + 1):
-        order = measures if number % 2 else measures[::-1]
+        order = often if number % 2 else often[::-1]
         for turn in range(max((each.repeat for each in order), default=0)):
             for measure in order:
                 if turn < measure.repeat:
                     yield number, measure
+    for measure in measures:
+        if measure.once:
+            yield 0, measure

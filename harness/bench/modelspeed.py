@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-from harness.bench.workbench import Values, Workbench
+from harness.bench.figures import Values
+from harness.bench.workbench import Workbench
 from harness.errors import KernrigError
 from harness.vm.shape import Shape
 from harness.vmfixture import Vm

@@ -8,6 +8,7 @@ from harness.bench.figures import CPU_SECONDS, PER_MINUTE, PER_SECOND, Figure, R
 _ALIGN_LEFT = 2
 # Two single values never overlap, and mean nothing.
 _FEWEST_VALUES = 3
+_WHOLE_SECONDS = 100.0
 
 
 def show(value: float, unit: str) -> str:
@@ -16,7 +17,9 @@ def show(value: float, unit: str) -> str:
         return f"{value:.0f}{unit}"
     if unit == CPU_SECONDS:
         return f"{value:.3f} s"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < _WHOLE_SECONDS else f"{value:.0f} s"
 
 
 def table(report: Report) -> str:

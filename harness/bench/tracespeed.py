@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from harness.bench.figures import Values
 from harness.bench.modelspeed import in_a_machine
-from harness.bench.workbench import Values, Workbench
+from harness.bench.workbench import Workbench
 from harness.vmfixture import Vm
 
 UPDATES = 20_000

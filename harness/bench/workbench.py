@@ -6,22 +6,20 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.bench.caches import private_cache
+from harness.bench.sources import Sources
 from harness.cache import Cache
 from harness.errors import KernrigError
 from harness.rig import Rig
 from harness.settings import Settings
 
 Say = Callable[[str], None]
-# What a measurement gives, by the names of its figures.
-Values = Mapping[str, float]
-
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEMPLATE_KINDS = ("boot-template", "load-template")
 TRIVIAL_FILE = "scenarios/test_trivial.py"
 TRIVIAL_NODE = f"{TRIVIAL_FILE}::test_000"
 _TRIVIAL_PROJECT = """\
@@ -35,7 +33,8 @@ class Workbench:
     """What measurements need. `rig` has all it needs in the cache `warm`; templates are made in the cache `anew`.
 
     `trivial` is the root of a project with `scenarios` scenarios that assert nothing but True, `real` that of a copy
-    of this repository's scenarios, `edited` that of another, which is edited (None when there are none).
+    of this repository's scenarios, `edited` that of another, which is edited (None when there are none). `sources`
+    makes kernels; `folder` is for what else a measurement makes, with what it takes from the user's cache `base`.
     """
 
     rig: Rig
@@ -46,7 +45,17 @@ class Workbench:
     scenarios: int
     real: Path | None
     edited: Path | None
+    folder: Path
+    base: Cache
+    sources: Sources
     edits: int = 0
+
+    def project(self, *, edited: bool = False) -> Path:
+        """The root of `real`, or of `edited`. Raises KernrigError when there is none."""
+        found = self.edited if edited else self.real
+        if found is None:
+            raise KernrigError("This repository has no scenarios to start.")
+        return found
 
 
 @contextmanager
@@ -70,7 +79,8 @@ def workbench(settings: Settings, *, base: Cache, scenarios: int, say: Say) -> I
         rig = Rig(settings, trivial, cache=warm, say=say)
         try:
             rig.prepare()
-            yield Workbench(rig, kernel, warm, anew, trivial, scenarios, real, edited)
+            sources = Sources(base, folder / "sources", say)
+            yield Workbench(rig, kernel, warm, anew, trivial, scenarios, real, edited, folder, base, sources)
         finally:
             rig.close()
 
@@ -96,18 +106,6 @@ def _claimed(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
-
-
-def private_cache(base: Cache, root: Path) -> Cache:
-    """A new cache at `root` with templates of its own; all other entries, locks and state are those of `base`."""
-    root.mkdir(parents=True)
-    for name in (".locks", "state"):
-        (base.root / name).mkdir(parents=True, exist_ok=True)
-    for folder in base.root.iterdir():
-        hidden = folder.name.startswith(".") and folder.name != ".locks"
-        if folder.is_dir() and not hidden and folder.name not in TEMPLATE_KINDS:
-            (root / folder.name).symlink_to(folder, target_is_directory=True)
-    return Cache(root)
 
 
 def make_trivial_project(root: Path, scenarios: int) -> Path:

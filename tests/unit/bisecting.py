@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.bisect.journal import Journal
 from harness.bisect.search import Plan, Result, search
-from harness.bisect.space import Space
+from harness.bisect.space import Answer, Line, Space
 from harness.bisect.trial import End, Outcome, Record, Sought
 
 TEST = "scenarios/test_x.py::test_it"
@@ -28,6 +28,13 @@ def passed(test: str = TEST) -> End:
 
 def failed(fingerprint: str = FAULT, test: str = TEST, text: str = "assert 1 == 2") -> End:
     return End(test, Outcome.FAILED, fingerprint, text)
+
+
+class Row(Line):
+    """Candidates in a row, of which nothing else is known."""
+
+    def answer(self) -> Answer:
+        return Answer(self.between(), "row")
 
 
 @dataclass

@@ -14,19 +14,13 @@ import psutil
 import pytest
 
 from harness.bench import __main__ as command
-from harness.bench import measures
+from harness.bench.caches import empty, private_cache
 from harness.bench.figures import BY_NAME, FIGURES, Failure, Report, Summary
-from harness.bench.measures import MEASURES, VERDICT, Measure, choose, schedule
+from harness.bench.measures import MEASURES, Measure, choose, schedule
 from harness.bench.program import Program
+from harness.bench.pytestruns import VERDICT
 from harness.bench.tables import comparison, show, table
-from harness.bench.workbench import (
-    TRIVIAL_NODE,
-    _claimed,
-    copy_scenarios,
-    edit,
-    make_trivial_project,
-    private_cache,
-)
+from harness.bench.workbench import TRIVIAL_NODE, _claimed, copy_scenarios, edit, make_trivial_project
 from harness.cache import Cache
 from harness.deadline import Deadline, DeadlineError
 from harness.errors import KernrigError
@@ -75,6 +69,12 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
         Report.read(file)
 
 
+def test_a_measure_may_give_several_values_of_a_figure() -> None:
+    into = report(cpu=[0.1])
+    into.add({"bisect-package": [14.0, 12.0, 13.0], "cpu": 0.2})
+    assert into.values == {"cpu": [0.1, 0.2], "bisect-package": [14.0, 12.0, 13.0]}
+
+
 def test_a_figure_that_is_no_longer_measured_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     whole = json.loads(report(cpu=[0.1]).to_json())
@@ -90,6 +90,7 @@ def test_a_figure_that_is_no_longer_measured_is_left_out(tmp_path: Path) -> None
         (4.318, "s", "4.32 s"),
         (0.4021, "CPU s", "0.402 s"),
         (203.4, "/min", "203/min"),
+        (487.26, "s", "487 s"),
     ],
 )
 def test_values_have_units(value: float, unit: str, text: str) -> None:
@@ -142,6 +143,28 @@ def test_rounds_mix_all_measures_and_turn_around() -> None:
     a, b = Measure("a", ("cpu",), take_nothing, repeat=2), Measure("b", ("start",), take_nothing)
     order = [(number, each.name) for number, each in schedule((a, b), 2)]
     assert order == [(1, "a"), (1, "b"), (1, "a"), (2, "b"), (2, "a"), (2, "a")]
+
+
+def test_what_is_measured_once_comes_last_in_its_own_order() -> None:
+    a, b = (Measure(name, (name,), take_nothing) for name in "ab")
+    c, d = (Measure(name, (name,), take_nothing, once=True) for name in "cd")
+    order = [(number, each.name) for number, each in schedule((c, a, d, b), 2)]
+    assert order == [(1, "a"), (1, "b"), (2, "b"), (2, "a"), (0, "c"), (0, "d")]
+
+
+def test_a_quick_run_builds_no_kernels() -> None:
+    slow = {"kernel-base", "kernel-base-warm", "kernel-rebuild", "kernel-debug", "kernel-debug-warm"}
+    slow |= {"bisect-package", "bisect-commit"}
+    assert {each.name for each in choose([])} - {each.name for each in choose([], quick=True)} == slow
+    assert [each.name for each in choose(["edit"], quick=True)] == ["edit"]
+    with pytest.raises(KernrigError, match="kernel-rebuild takes many minutes"):
+        choose(["edit", "kernel-rebuild"], quick=True)
+
+
+def test_builds_follow_each_other_so_that_one_uses_the_other() -> None:
+    names = [each.name for each in MEASURES if each.once]
+    assert names[:4] == ["kernel-base", "kernel-base-warm", "kernel-rebuild", "bisect-commit"]
+    assert names.index("kernel-debug") < names.index("kernel-debug-warm")
 
 
 def test_a_figure_can_be_chosen_by_its_own_name() -> None:
@@ -219,9 +242,34 @@ def test_private_caches_share_all_but_templates(tmp_path: Path) -> None:
     assert {entry.kind for entry in base.entries()} == {"kernel", "boot-template"}
 
 
-def test_only_templates_of_a_private_cache_are_emptied(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="shares"):
-        measures._empty(Cache(tmp_path), "kernel")
+def test_a_cache_with_a_state_of_its_own_shares_the_package_lists_only(tmp_path: Path) -> None:
+    base = Cache(tmp_path / "base")
+    for name in ("apt", "ccache", "kernel-build-1"):
+        with base.state(name) as home:
+            (home / "file").write_text(name)
+    own = private_cache(base, base.root / ".bench" / "own", ("kernel", "state"))
+    assert (own.root / "state/apt/file").read_text() == "apt"
+    assert {path.name for path in (own.root / "state").iterdir()} == {
+        "apt",
+        "bytecode",
+        "kernel-names",
+        "slots",
+    }
+    with own.state("ccache") as home:
+        (home / "file").write_text("own")
+    assert (base.root / "state/ccache/file").read_text() == "ccache"
+
+
+def test_only_what_a_cache_has_to_itself_is_emptied(tmp_path: Path) -> None:
+    base = Cache(tmp_path / "base")
+    base.build("kernel", "key", lambda entry: None)
+    own = private_cache(base, tmp_path / "own")
+    own.build("boot-template", "key", lambda entry: None)
+    empty(own, "boot-template")
+    assert own.entries("boot-template") == []
+    for cache, kind in ((own, "kernel"), (base, "boot-template")):
+        with pytest.raises(AssertionError, match="shares"):
+            empty(cache, kind)
 
 
 def test_the_workbench_leaves_the_users_entries_alone(tmp_path: Path) -> None:
@@ -354,7 +402,7 @@ def workbench(*_args, **_kwargs):
 measures = [Measure("endless", ("cpu",), endless)]
 if sys.argv[1:]:
     measures.insert(0, Measure("good", ("start",), lambda _: {{"start": 1.5}}))
-command.choose = lambda _: tuple(measures)
+command.choose = lambda *_, **__: tuple(measures)
 command.workbench = workbench
 command.describe_host = lambda _: {{}}
 command.main([])

@@ -17,7 +17,7 @@ from harness.bisect.journal import Journal
 from harness.bisect.odds import confidence, failure_rate, missed, repeats
 from harness.bisect.packages import Packages, between
 from harness.bisect.search import Plan, Result
-from harness.bisect.space import Answer, Candidate, Line
+from harness.bisect.space import Candidate
 from harness.bisect.trial import (
     End,
     Failure,
@@ -30,16 +30,9 @@ from harness.bisect.trial import (
 )
 from harness.errors import KernrigError
 from harness.kernels import AvailableKernel
-from tests.unit.bisecting import ELSE, FAULT, TEST, Bench, failed, find, passed
+from tests.unit.bisecting import ELSE, FAULT, TEST, Bench, Row, failed, find, passed
 
 SOUGHT = Sought(frozenset({Failure(TEST, FAULT)}))
-
-
-class Row(Line):
-    """Numbered kernels."""
-
-    def answer(self) -> Answer:
-        return Answer(self.between(), "row")
 
 
 def row(length: int) -> Row:
