@@ -368,12 +368,12 @@ def _delete(path: Path) -> None:
 
 def _is_disk_full(error: BaseException, root: Path) -> bool:
     """Whether `error` or what caused it is ENOSPC/EDQUOT, or says so (programs that we start report a full
-    disk only in words), or nothing is left on the disk."""
+    disk only in words, but a guest's words are of its own), or nothing is left on the disk."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if os.strerror(errno.ENOSPC) in str(cause):
+        if not getattr(cause, "quotes_guest", False) and os.strerror(errno.ENOSPC) in str(cause):
             return True
         cause = cause.__cause__
     try:

@@ -84,12 +84,14 @@ class Rig:
         return self.blueprint(name, self.settings.shape).accel
 
     def blueprint(self, name: str, shape: Shape) -> Blueprint:
-        """What a machine for that kernel in that shape is made of."""
+        """What a machine for that kernel in that shape, as the kernel needs it, is made of."""
         key = (name, shape)
         if key not in self._blueprints:
             self._slots.check(shape.memory)
             kernel = self.kernel(name)
-            plan = Blueprint(self.qemu(), Accel("tcg", ""), kernel, self._image(kernel), shape)
+            fitted = shape.on(kernel.config)
+            self._slots.check(fitted.memory)
+            plan = Blueprint(self.qemu(), Accel("tcg", ""), kernel, self._image(kernel), fitted)
             if name not in self._accels:
                 self._accels[name] = accel.choose(self.settings.accel, plan, cache=self.cache, say=self.say)
             self._blueprints[key] = replace(plan, accel=self._accels[name])
@@ -167,8 +169,9 @@ class Rig:
             return
         if self.settings.isolation != "boot":
             self.template(name, shape)  # made before memory is reserved for the clone
+        memory = self.blueprint(name, shape).shape.memory
         with (
-            self._slots.held(shape.memory, waiting=lambda: self.say("waiting for memory")),
+            self._slots.held(memory, waiting=lambda: self.say("waiting for memory")),
             self.new_machine(name, shape) as machine,
         ):
             yield Lease(machine)
@@ -177,7 +180,8 @@ class Rig:
         key = (name, shape)
         if key not in self._shared:
             self.template(name, shape)
-            locks = self._slots.acquire(shape.memory, waiting=lambda: self.say("waiting for memory"))
+            memory = self.blueprint(name, shape).shape.memory
+            locks = self._slots.acquire(memory, waiting=lambda: self.say("waiting for memory"))
             try:
                 self._shared[key] = Lease(self.new_machine(name, shape)), locks
             except BaseException:

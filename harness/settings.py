@@ -62,7 +62,12 @@ OPTIONS = (
     Option("modules", "DIR", "", "modules of a kernel given by path"),
     Option("isolation", "HOW", "clone", "machine for each scenario: clone, boot (cold), shared", ISOLATIONS),
     Option("cpus", "N", str(DEFAULT_CPUS), "virtual CPUs of the default machine"),
-    Option("memory", "MIB", str(DEFAULT_MEMORY_MIB), "MiB of memory of the default machine"),
+    Option(
+        "memory",
+        "MIB",
+        str(DEFAULT_MEMORY_MIB),
+        "MiB of memory of the default machine; twice as much on a kernel with KASAN",
+    ),
     Option("append", "ARGS", "", "additions to the kernel's command line; repeatable", many=True),
     Option("qemu", "PATH", "", "QEMU to use instead of qemu-system-x86_64"),
     Option("accel", "NAME", "auto", "accelerator: auto (proves KVM by booting), kvm, tcg", ACCELERATORS),

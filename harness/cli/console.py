@@ -52,7 +52,7 @@ def boot_attached(settings: Settings) -> None:
     rig = Rig(settings, Path.cwd(), say=say)
     blueprint, tree = rig.blueprint(name, settings.shape), rig.tree(name)
     memory = slots.Slots(rig.cache.root / "state" / "slots").held(
-        settings.shape.memory, waiting=lambda: say("waiting for memory")
+        blueprint.shape.memory, waiting=lambda: say("waiting for memory")
     )
     with memory, closing(boot.power_on(blueprint)) as process:
         threading.Thread(

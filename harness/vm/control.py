@@ -17,6 +17,8 @@ _SAID_LENGTH = 300
 class TemplateError(KernrigError):
     """A machine could not be booted, loaded or frozen."""
 
+    quotes_guest = True
+
 
 class ControlPort:
     """Our end of the guest's control port: lines of JSON."""

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from harness.errors import KernrigError
 
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY_MIB = 384
 LEAST_MEMORY_MIB = 256
+_KASAN_FACTOR = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Shape:
                 f"A machine can't boot with {self.memory} MiB: the root file system lives in memory.",
                 hint=f"give --kr-memory or vm(memory=) of at least {LEAST_MEMORY_MIB} (MiB)",
             )
+
+    def on(self, config: Mapping[str, str]) -> Shape:
+        """The shape on a kernel of that configuration: one with KASAN gets twice the memory, for shadow, red zones and
+        the quarantine of what was freed."""
+        return replace(self, memory=_KASAN_FACTOR * self.memory) if "CONFIG_KASAN" in config else self
 
     def __str__(self) -> str:
         text = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}, {self.memory} MiB"

@@ -14,6 +14,7 @@ import pytest
 
 from harness.cache import Cache, digest
 from harness.errors import HostError, KernrigError
+from harness.vm.control import TemplateError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -177,6 +178,14 @@ def test_a_full_disk_is_named_when_state_is_updated(cache: Cache, error: Excepti
         raise error
     with pytest.raises(RuntimeError, match="other"), cache.state("lists"):
         raise RuntimeError("other")
+
+
+def test_a_guest_without_room_says_nothing_of_our_disk(cache: Cache) -> None:
+    def make(_: Path) -> None:
+        raise TemplateError("the guest said: write: No space left on device")
+
+    with pytest.raises(TemplateError, match="the guest said"):
+        cache.build("image", "i1", make)
 
 
 def test_other_os_errors_are_passed_on(cache: Cache) -> None:

@@ -74,6 +74,12 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
     assert caught.value.hint
 
 
+def test_kernel_with_kasan_gets_twice_the_memory() -> None:
+    shape = Shape(2, 400)
+    assert shape.on({"CONFIG_KASAN": "y"}) == Shape(2, 800)
+    assert shape.on({"CONFIG_KFENCE": "y"}) is shape
+
+
 def test_shape_in_words() -> None:
     assert str(Shape(1, 384)) == "1 CPU, 384 MiB"
     assert str(Shape(2, 512, ("a=1", "b"))) == "2 CPUs, 512 MiB, append 'a=1 b'"
