@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Sources:
     folder: Path
     say: Callable[[str], None]
     _edits: int = 0
+    _complete: set[str] = field(default_factory=set)
 
     @cached_property
     def tree(self) -> Path:
@@ -76,6 +77,7 @@ class Sources:
         """The flavour's cache."""
         for other in {BASE, DEBUG} - {flavour}:
             shutil.rmtree(self._root(other), ignore_errors=True)
+        self._complete &= {flavour}
         root = self._root(flavour)
         return Cache(root) if root.exists() else private_cache(self.base, root, _KINDS)
 
@@ -91,11 +93,13 @@ class Sources:
         root = self.cache(flavour).root
         if kept.exists():
             kept.rename(root / STATE / _CCACHE)
+        else:
+            self._complete.discard(flavour)
 
     def compiled(self, flavour: str) -> bool:
-        """Whether ccache has something of the flavour."""
+        """Whether ccache remembers a whole build of the flavour."""
         ccache = self.cache(flavour).root / STATE / _CCACHE
-        return ccache.is_dir() and any(ccache.iterdir())
+        return flavour in self._complete and ccache.is_dir() and any(ccache.iterdir())
 
     def build(self, flavour: str) -> float:
         """Have the kernel in the cache; returns how many seconds that took. Raises KernrigError when it doesn't
@@ -103,7 +107,9 @@ class Sources:
         name, cache = self.kernel(flavour), self.cache(flavour)
         begin = time.monotonic()
         kernels.resolve(name, cache=cache, say=self.say)
-        return time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        self._complete.add(flavour)
+        return seconds
 
     def edit(self) -> None:
         """Change a file of the checkout as an editor would, each time differently, and so that the kernel is another

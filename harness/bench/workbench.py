@@ -77,12 +77,14 @@ def workbench(settings: Settings, *, base: Cache, scenarios: int, say: Say) -> I
                 plain.tree(kernel)
         warm, anew = (private_cache(base, folder / name) for name in ("warm", "anew"))
         rig = Rig(settings, trivial, cache=warm, say=say)
+        sources = Sources(base, folder / "sources", say)
         try:
             rig.prepare()
-            sources = Sources(base, folder / "sources", say)
             yield Workbench(rig, kernel, warm, anew, trivial, scenarios, real, edited, folder, base, sources)
         finally:
             rig.close()
+            if sources.folder.exists():  # some hundred thousand files
+                say("removing the kernels that were built, and their source")
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class Builder:
     """Leaves in the cache what a build does, and remembers what was there before."""
 
     ccache: bool = True
+    fails: bool = False
     met: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def __call__(self, name: str, *, cache: Cache, say: Callable[[str], None]) -> None:
@@ -80,6 +81,8 @@ class Builder:
         for state in ("kernel-build-1", *(["ccache"] if self.ccache else [])):
             with cache.state(state) as home:
                 (home / content).write_text("object\n")
+        if self.fails:
+            raise KernrigError("it does not build")
         cache.build("kernel", content, lambda entry: None)
 
 
@@ -192,6 +195,16 @@ def test_a_cold_build_has_nothing_and_a_warm_one_only_ccache(bench: Workbench, b
 def test_a_warm_build_alone_makes_the_cold_one_first(bench: Workbench, builder: Builder) -> None:
     assert list(kernelspeed.warm("kernel-base-warm", BASE, bench)) == ["kernel-base-warm"]
     assert builder.met == [(BASE, []), (BASE, ["ccache"])]
+
+
+def test_after_half_a_build_ccache_is_not_taken_for_warm(bench: Workbench, builder: Builder) -> None:
+    builder.fails = True
+    with pytest.raises(KernrigError, match="does not build"):
+        kernelspeed.cold("kernel-base", BASE, bench)
+    builder.fails = False
+    kernelspeed.warm("kernel-base-warm", BASE, bench)
+    assert len(builder.met) == 3
+    assert builder.met[-1] == (BASE, ["ccache"])
 
 
 def test_without_ccache_there_is_no_warm_build(bench: Workbench, builder: Builder) -> None:
