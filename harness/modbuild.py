@@ -69,7 +69,12 @@ def build_modules(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Mo
     when a module came out without BTF or for another kernel.
     """
     sources = _sources(SOURCES)
-    key = digest(RECIPE, kernel.digest, *(part for path in sources for part in (path.name, path)))
+    key = digest(
+        RECIPE,
+        kernel.release,
+        kernel.headers_digest,
+        *(part for path in sources for part in (path.name, path)),
+    )
 
     def make(entry: Path) -> None:
         headers = kernel.headers(cache, say)

@@ -66,7 +66,7 @@ def build_image(
         *_MAKERS,
         contents["sha256"],
         kernel.release,
-        kernel.digest,
+        kernel.modules_digest,
         " ".join(what.modules),
         what.overlay,
         *native.sources(what.native),

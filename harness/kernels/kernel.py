@@ -56,6 +56,9 @@ class Kernel:
     `name` is what the user asked for, `release` what `uname -r` says; `modules` is the directory whose
     content is that of `lib/modules/RELEASE`, with `depmod`'s indexes, or None when there are none; `btf`
     holds the raw BTF of vmlinux; `digest` changes when the bzImage, a module or the configuration does.
+
+    `modules_digest` changes when a module does, `headers_digest` when a module that is built against its headers may:
+    neighbours in a tree's history mostly share both. Either is `digest` where nothing finer is known.
     """
 
     name: str
@@ -66,6 +69,13 @@ class Kernel:
     digest: str
     provenance: Provenance
     config: KernelConfig = field(compare=False, repr=False)
+    modules_digest: str = ""
+    headers_digest: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("modules_digest", "headers_digest"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, self.digest)
 
     @property
     def vmlinux(self) -> Path | None:

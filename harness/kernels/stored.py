@@ -84,7 +84,12 @@ def write(entry: Path, parts: Parts) -> None:
     if modules is not None:
         contents.append(modules)
     provenance = Provenance(parts.source, parts.package, parts.version, sha256, parts.suites, parts.parts)
-    about = {"release": image.release, "digest": digest(*contents), "provenance": asdict(provenance)}
+    about = {
+        "release": image.release,
+        "digest": digest(*contents),
+        "modules": digest("none" if modules is None else modules),
+        "provenance": asdict(provenance),
+    }
     (entry / "provenance.json").write_text(json.dumps(about, indent=1))
 
 
@@ -110,7 +115,16 @@ def load(entry: Path, name: str) -> Kernel:
             tuple(told["parts"]),
         ),
         config=KernelConfig.read(entry / "config"),
+        modules_digest=about.get("modules", ""),
+        headers_digest=about.get("headers", ""),
     )
+
+
+def note_headers(entry: Path, headers_digest: str) -> None:
+    """Add to an entry that was written what its headers are told apart by."""
+    path = entry / "provenance.json"
+    about = json.loads(path.read_bytes())
+    path.write_text(json.dumps(about | {"headers": headers_digest}, indent=1))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ import pytest
 from harness.cache import Cache
 from harness.errors import KernrigError
 from harness.kernels import source, stored
+from harness.kernels.config import KernelConfig
+from harness.kernels.kernel import Kernel, Provenance
 from harness.kernels.source.build import compile_kernel
+from harness.modbuild import build_modules
 
 _LONG_AGO = 1_000_000_000.0
 
@@ -53,6 +56,33 @@ def test_an_interrupted_build_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compile_kernel(make, os.environ, log=tmp_path / "log", total=None, progress=interrupt)
     assert not Path(f"/proc/{int((tmp_path / 'pid').read_text())}").exists()
+
+
+def test_kernels_with_the_same_headers_share_test_modules(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def kernel(digest: str, headers: str) -> Kernel:
+        origin = Provenance("source", "tree:linux", "1", "")
+        return Kernel(
+            name="tree:linux",
+            release="6.12.1",
+            vmlinuz=tmp_path,
+            modules=None,
+            btf=tmp_path,
+            digest=digest,
+            provenance=origin,
+            config=KernelConfig({}),
+            headers_digest=headers,
+        )
+
+    def asked(each: Kernel) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cache, "build", lambda *_, **__: tmp_path)
+            return build_modules(each, cache=cache).digest
+
+    assert asked(kernel("one", "same")) == asked(kernel("two", "same"))
+    assert asked(kernel("one", "")) != asked(kernel("two", ""))
+    assert kernel("one", "").modules_digest == "one"
 
 
 def provenance(origin: str) -> Callable[[Path], None]:

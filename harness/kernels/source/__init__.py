@@ -147,7 +147,7 @@ def headers(kernel: Kernel, *, cache: Cache, say: Say | None = None) -> Headers:
         if done.returncode:
             raise KernrigError(f"unpacking the headers of {kernel.release} failed: {done.stderr.strip()}")
 
-    entry = cache.build("headers", digest("headers", kernel.digest), make, say=say).resolve()
+    entry = cache.build("headers", digest("headers", kernel.headers_digest), make, say=say).resolve()
     return Headers(entry, entry, kernel.release)
 
 
@@ -202,7 +202,9 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
             ),
         )
         build.keep_vmlinux(output, folder / "vmlinux", env)
-        build.keep_headers(tree, make, env, folder / "vmlinux.btf", folder / "headers.tar.zst")
+        headers = folder / "headers.tar.zst"
+        build.keep_headers(tree, make, env, folder / "vmlinux.btf", headers)
+        stored.note_headers(folder, digest(headers))
         if planned.profiled:
             profile.keep(tree, output, folder / profile.FOLDER)
         shutil.copyfile(work / "build.log", folder / "build.log")
