@@ -111,7 +111,8 @@ def test_table_of_a_name_alone_runs_the_system_again_and_again(ops: StructOps, m
 
 
 def give_to_all(*before: Item) -> Code:
-    """A program for enqueue: the task goes to the queue that all CPUs take from."""
+    """A program for enqueue: the task goes to the queue that all CPUs take from; 6.13 gave the call another name."""
+    types = btf.vmlinux()
     return asm(
         mov(r6, r1),
         *before,
@@ -119,7 +120,9 @@ def give_to_all(*before: Item) -> Code:
         ldxdw(r4, r6, 8),
         ld_imm64(r2, SCX_DSQ_GLOBAL),
         mov(r3, SCX_SLICE_DFL),
-        call_kfunc(btf.vmlinux().func("scx_bpf_dsq_insert")),
+        call_kfunc(
+            types.func("scx_bpf_dsq_insert" if types.has_func("scx_bpf_dsq_insert") else "scx_bpf_dispatch")
+        ),
         mov(r0, 0),
         exit_(),
     )
