@@ -23,7 +23,7 @@ NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLA_F_NESTED = 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWQDISC, RTM_DELQDISC = 16, 17, 20, 28, 36, 37
-RTM_NEWROUTE, RTM_DELNEIGH = 24, 29
+RTM_NEWROUTE, RTM_DELNEIGH, RTM_NEWTFILTER = 24, 29, 44
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
@@ -42,6 +42,8 @@ RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 IFF_UP = 0x1
 TCA_KIND, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 13, 14
 TC_H_CLSACT, CLSACT_HANDLE, NEW_HANDLE = 0xFFFFFFF1, 0xFFFF0000, 0xFFFE0000
+INGRESS_FILTERS = 0xFFFFFFF2  # include/uapi/linux/pkt_sched.h: TC_H_CLSACT with TC_H_MIN_INGRESS
+ALL_PROTOCOLS = socket.htons(0x0003)  # ETH_P_ALL
 
 NLMSGHDR = struct.Struct("=IHHII")
 IFINFOMSG = struct.Struct("=BxHiII")
@@ -200,6 +202,17 @@ def new_ingress_side(
 def delete_ingress_side(index: int, kind: str) -> Request:
     """Delete that qdisc of the device with its filters."""
     return Request(f"delete {kind} of device {index}", RTM_DELQDISC, 0, _ingress_side(index, kind))
+
+
+def new_ingress_filter(index: int, kind: str) -> Request:
+    """Add a filter without any settings to the device's ingress. ENOENT when no classifier has this name.
+
+    The kernel asks modprobe for one it does not know, and holds the qdisc meanwhile, but not RTNL
+    (net/sched/cls_api.c:tc_new_tfilter).
+    """
+    payload = TCMSG.pack(socket.AF_UNSPEC, index, 0, INGRESS_FILTERS, 1 << 16 | ALL_PROTOCOLS)
+    payload += attribute(TCA_KIND, kind.encode() + b"\0")
+    return Request(f"add {kind} filter to device {index}", RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, payload)
 
 
 def _ingress_side(index: int, kind: str, *, handle: int = CLSACT_HANDLE) -> bytes:

@@ -18,6 +18,7 @@ MODULE_PARM_DESC(shape, "what to register");
 
 struct kr_a { int a; };
 struct kr_b { int b; };
+struct kr_two_words { u64 words[2]; };
 struct kr_three_words { u64 words[3]; };
 
 static int kr_init(struct btf *btf)
@@ -86,6 +87,22 @@ static int kr_stub_nullable_int(int value__nullable)
 	return 0;
 }
 
+static int kr_stub_nullable_pointer(int *pointer__nullable)
+{
+	return 0;
+}
+
+static int kr_no_arguments_stub(void)
+{
+	return 0;
+}
+
+static int kr_many_words_stub(struct kr_two_words a, struct kr_two_words b, struct kr_two_words c, struct kr_two_words d,
+			      struct kr_two_words e, struct kr_two_words f, struct kr_two_words g)
+{
+	return 0;
+}
+
 static int kr_stub_nullable_b(struct kr_b *pointer__nullable)
 {
 	return 0;
@@ -136,6 +153,13 @@ KR_SHAPE(kr_stub_nameless, int (*run)(int), 1, )
 KR_SHAPE(kr_stub_unknown, int (*run)(int), kr_stub_unlike_its_symbol, )
 KR_SHAPE(kr_stub_arguments, int (*run)(int, int), kr_stub, )
 KR_SHAPE(kr_suffix_on_int, int (*run)(int), kr_stub_nullable_int, )
+KR_SHAPE(kr_suffix_on_int_pointer, int (*run)(int *), kr_stub_nullable_pointer, )
+KR_SHAPE(kr_no_arguments, int (*run)(void), kr_no_arguments_stub, )
+KR_SHAPE(kr_many_words,
+	 int (*run)(struct kr_two_words, struct kr_two_words, struct kr_two_words, struct kr_two_words, struct kr_two_words,
+		    struct kr_two_words, struct kr_two_words),
+	 kr_many_words_stub, )
+KR_SHAPE(kr_data_pointer, int (*run)(int), kr_stub, struct kr_a *pointer;)
 KR_SHAPE(kr_suffix_elsewhere, int (*run)(struct kr_a *), kr_stub_nullable_b, )
 
 KR_OPS(kr_long_name_ops, "kr_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0123456789_0",
@@ -184,6 +208,14 @@ static int kr_namesake_register(void)
 	return kr_good_register() ?: __register_bpf_struct_ops(&kr_namesake_ops);
 }
 
+/* Larger than the memory of any machine that this is for; the stubs are as long as the member that is looked at. */
+struct kr_huge { int (*run)(int); char room[1 << 30]; };
+KR_OPS(bpf_kr_huge, "kr_huge", &kr_good_stubs, kr_init);
+static int kr_huge_register(void)
+{
+	return register_bpf_struct_ops(&bpf_kr_huge, kr_huge);
+}
+
 /* Structures whose bpf_struct_ops_ one is no value of theirs. */
 #define KR_VALUE(type, members)                                                   \
 	struct type { int (*run)(int); };                                         \
@@ -210,6 +242,7 @@ static const struct {
 	KR_ROW(good), KR_ROW(64_members), KR_ROW(65_members), KR_ROW(anonymous), KR_ROW(bit_field), KR_ROW(returns_struct),
 	KR_ROW(returns_wide), KR_ROW(returns_pointer), KR_ROW(varargs), KR_ROW(big_argument), KR_ROW(thirteen),
 	KR_ROW(stub_nameless), KR_ROW(stub_unknown), KR_ROW(stub_arguments), KR_ROW(suffix_on_int),
+	KR_ROW(suffix_on_int_pointer), KR_ROW(no_arguments), KR_ROW(many_words), KR_ROW(data_pointer), KR_ROW(huge),
 	KR_ROW(suffix_elsewhere), KR_ROW(long_name), KR_ROW(no_stubs), KR_ROW(nowhere), KR_ROW(no_value),
 	KR_ROW(init_fails), KR_ROW(twice), KR_ROW(namesake), KR_ROW(value_of_one), KR_ROW(value_of_three),
 	KR_ROW(value_headless), KR_ROW(value_of_other),

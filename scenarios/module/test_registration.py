@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import errno
+import platform
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from harness.guest import modules
-from harness.guest.bpf import btf
+from harness.guest.bpf import btf, uapi
+from harness.guest.bpf.asm import asm, exit_, mov, r0
 from harness.guest.bpf.probe import has
-from harness.guest.bpf.struct_ops import StructOps
+from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
+from harness.guest.bpf.syscall import ENOTSUPP, refused
 from harness.guest.kmsg import Mark
 from harness.guest.kr_modules import missing
 
@@ -47,6 +52,7 @@ REFUSED = {
     "stub_unknown": (errno.ENOENT, "Cannot find the stub function kr_stub_otherwise in btf"),
     "stub_arguments": (errno.EINVAL, "number of arguments of the stub function kr_stub does not match"),
     "suffix_on_int": (errno.EINVAL, "__nullable tagging to an unsupported type"),
+    "suffix_on_int_pointer": (errno.EINVAL, "__nullable tagging to an unsupported type"),
     "suffix_elsewhere": (errno.EINVAL, "arg#0 type in stub function .* does not match"),
     # STOPS-REG-012; -013, whose EEXIST the module tells in another way
     "init_fails": (errno.EINVAL, "Error in init bpf_struct_ops kr_good"),
@@ -84,7 +90,8 @@ def test_type_of_a_wrong_shape_fails_its_module() -> None:
         if answer != expected or not re.search(said, text):
             wrong[shape] = (answer, text)
     assert not wrong
-    assert (attempt("good"), attempt("64_members")) == (0, 0)
+    good = ("good", "64_members", "no_arguments", "many_words")
+    assert {shape: attempt(shape) for shape in good} == dict.fromkeys(good, 0)
 
 
 def test_pointer_to_anything_but_a_structure_is_not_returned() -> None:
@@ -99,6 +106,51 @@ def test_types_of_the_same_name_are_not_told_apart() -> None:
     with StructOps.create("kr_good", module="kr_shapes"):
         pass
     modules.unload_when_unused("kr_shapes")
+
+
+@contextmanager
+def of_shape(shape: str, *, flags: int = 0) -> Iterator[StructOps]:
+    """A fresh map of a type with this shape."""
+    modules.load_test_module("kr_shapes", f"shape={shape}")
+    try:
+        with StructOps.create(f"kr_{shape}", module="kr_shapes", flags=flags) as ops:
+            yield ops
+    finally:
+        modules.unload_when_unused("kr_shapes")
+
+
+def test_pointer_to_data_that_the_type_does_not_take_must_be_zero() -> None:
+    """STOPS-UPD-009, -018."""
+    with of_shape("data_pointer") as ops:
+        with refused(errno.EINVAL):
+            ops.update({"pointer": 1})
+        assert ops.state() == uapi.BPF_STRUCT_OPS_STATE_INIT
+        ops.update({})
+        assert ops.state() == uapi.BPF_STRUCT_OPS_STATE_INUSE
+        ops.delete()
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="how many words a trampoline passes on is the machine's"
+)
+def test_function_of_more_words_than_a_trampoline_passes_on_stays_empty() -> None:
+    """STOPS-UPD-022, -018: a type may have it, and it has programs, but no map takes one."""
+    with (
+        of_shape("many_words") as ops,
+        load_struct_ops_prog("kr_many_words", "run", asm(mov(r0, 0), exit_()), module="kr_shapes") as prog,
+    ):
+        with refused(ENOTSUPP):
+            ops.update({"run": prog})
+        assert ops.state() == uapi.BPF_STRUCT_OPS_STATE_INIT
+        assert ops.prog_ids() == {}
+        ops.update({})
+        ops.delete()
+
+
+def test_map_of_a_type_that_is_larger_than_memory_is_not_made() -> None:
+    """STOPS-MAP-014."""
+    with refused(errno.ENOMEM), of_shape("huge"):
+        pass
 
 
 def test_module_without_btf_loads_without_its_type(tmp_path: Path) -> None:

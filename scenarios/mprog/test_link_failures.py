@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 import errno
-import os
-import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -21,11 +17,10 @@ from harness.guest.bpf.mprog import QueryResult
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import refused
 from harness.guest.bpf.uapi import BPF_CGROUP_INET_SOCK_CREATE, BPF_PROG_TYPE_CGROUP_SOCK
+from harness.guest.descriptors import no_descriptor_left, no_file_left
 from harness.guest.privilege import as_nobody
 from scenarios.conftest import LoadSchedCls
 from scenarios.mprog.conftest import NetkitPair, ids
-
-FILE_MAX = Path("/proc/sys/fs/file-max")
 
 
 @dataclass(frozen=True)
@@ -62,30 +57,6 @@ def hook(
     family = tcx if request.param == "tcx" else netkit
     ifindex, fitting = netkit_pair().a.ifindex, sched_cls()
     return Hook(fitting, lambda: family.link(ifindex, fitting), lambda: family.query(ifindex))
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """This process can open nothing more."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextmanager
-def no_file_left() -> Iterator[None]:
-    """Nobody can open anything more but who has CAP_SYS_ADMIN (fs/file_table.c:alloc_empty_file)."""
-    before = FILE_MAX.read_text()
-    FILE_MAX.write_text("0")
-    try:
-        yield
-    finally:
-        FILE_MAX.write_text(before)
 
 
 def works(hook: Hook, before: QueryResult) -> bool:

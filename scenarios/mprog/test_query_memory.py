@@ -27,14 +27,16 @@ BEHIND_COUNT, BEFORE_REVISION = 28, 56
 
 
 class Cliff:
-    """A page of memory that ends where an unmapped one begins."""
+    """A page of memory that ends where one begins that cannot be touched, or has the protection `behind`."""
 
-    def __init__(self, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
+    def __init__(
+        self, protection: int = mmap.PROT_READ | mmap.PROT_WRITE, *, behind: int = PROT_NONE
+    ) -> None:
         self._pages = mmap.mmap(-1, 2 * PAGE)
         self._pages.write(bytes([UNTOUCHED & 0xFF]) * PAGE)
         self.begin = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
         self.end = self.begin + PAGE
-        for address, wanted in ((self.begin, protection), (self.end, PROT_NONE)):
+        for address, wanted in ((self.begin, protection), (self.end, behind)):
             assert libc().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), wanted) == 0, os.strerror(
                 ctypes.get_errno()
             )
@@ -149,6 +151,20 @@ def test_attributes_in_bad_memory_are_a_fault(entry: Entry) -> None:
     ctypes.memmove(place, ctypes.byref(attr), size)
     assert libc().mprotect(place, ctypes.c_size_t(PAGE), mmap.PROT_READ) == 0
     assert system_call(BPF_PROG_QUERY, place, size) == errno.EFAULT
+    assert ids_here.read(3) == [UNTOUCHED] * 3
+
+
+def test_attributes_of_which_only_the_end_is_read_only_are_a_fault(entry: Entry) -> None:
+    """MPROG-QUERY-011: the revision, which stands last, is written before count and arrays."""
+    ids_here, cliff = Cliff(), Cliff(behind=mmap.PROT_READ | mmap.PROT_WRITE)
+    place = ctypes.c_void_p(cliff.end - BEFORE_REVISION)
+    attr = ProgQuery(target_ifindex=entry.dev.ifindex, attach_type=BPF_TCX_INGRESS, count=64)
+    attr.prog_ids = ids_here.last(3)
+    ctypes.memmove(place, ctypes.byref(attr), ctypes.sizeof(attr))
+    assert libc().mprotect(ctypes.c_void_p(cliff.end), ctypes.c_size_t(PAGE), mmap.PROT_READ) == 0
+    assert system_call(BPF_PROG_QUERY, place, ctypes.sizeof(attr)) == errno.EFAULT
+    after = ProgQuery.from_address(cliff.end - BEFORE_REVISION)
+    assert (after.count, after.revision) == (64, 0)
     assert ids_here.read(3) == [UNTOUCHED] * 3
 
 
