@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Callable
 
+from harness.guest import failslab
 from harness.guest.bpf import btf, cgroup, netkit, struct_ops, tcx, tracing, uapi
 from harness.guest.bpf.asm import add, asm, call, exit_, jeq, label, ld_map_fd, mov, r0, r1, r2, r10, stw
 from harness.guest.bpf.attrs import ProgAssocStructOps, ProgQuery
@@ -244,6 +245,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "refcounted_kptr": lambda: _has_any_kfunc("bpf_refcount_acquire_impl", "bpf_refcount_acquire"),
     "percpu_kptr": lambda: _has_any_kfunc("bpf_percpu_obj_new_impl", "bpf_percpu_obj_new"),
     "graph_peek": lambda: _has_any_kfunc("bpf_list_front"),
+    "failslab": failslab.available,
 }
 
 
