@@ -209,7 +209,7 @@ static int kr_namesake_register(void)
 }
 
 /* Larger than the memory of any machine that this is for; the stubs are as long as the member that is looked at. */
-struct kr_huge { int (*run)(int); char room[1 << 30]; };
+struct kr_huge { int (*run)(int); char room[0xf0000000]; };
 KR_OPS(bpf_kr_huge, "kr_huge", &kr_good_stubs, kr_init);
 static int kr_huge_register(void)
 {
