@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.guest import jobs, pace, warmup
+from harness.guest import jobs, kmemleak, pace, warmup
 from harness.guest.fingerprint import Fingerprint
 from harness.guest.session import WarmSession
 from harness.guest.standby import Standby
@@ -62,6 +62,8 @@ class Agent:
         gc.collect()
         gc.freeze()
         gc.enable()
+        if kmemleak.active():
+            kmemleak.scan()  # what the boot has left is no scenario's
         State.baseline = State.take()
         standby = Standby(self._session, Fingerprint())
         self._jobs[standby.pid] = standby

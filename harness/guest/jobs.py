@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.guest import objects
+from harness.guest import kmemleak, objects
 from harness.guest.kmsg import Mark
 from harness.guest.session import Send, WarmSession
 from harness.guest.state import TAINTED, State
@@ -88,6 +88,9 @@ class Job:
         if state.inventory is not before.inventory:
             tell(send, {"type": "settling"})
             state = changes(before, SETTLE_SECONDS)
+        if kmemleak.active():
+            tell(send, {"type": "settling", "seconds": kmemleak.SECONDS})
+            kmemleak.scan()
         message = end(self._log, os.waitstatus_to_exitcode(status))
         if state != before:
             message |= {"before": before.to_json(), "after": state.to_json()}

@@ -12,6 +12,7 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
+from harness.guest import kmemleak
 from harness.guest.fingerprint import Fingerprint
 from harness.guest.jobs import Job, become_child, end, listen, read_request, sender, tell, work
 from harness.guest.kmsg import Mark
@@ -96,7 +97,12 @@ class _Understudy:
     def _conclude(self, connection: socket.socket) -> None:
         """If nothing at all was left behind, tell the host so at once: no need to wait for this process's end, which
         is long for its size. Else the agent will find out what it is."""
-        if threading.active_count() > 1 or _has_children() or os.getppid() != self._agent:
+        if (
+            kmemleak.active()
+            or threading.active_count() > 1
+            or _has_children()
+            or os.getppid() != self._agent
+        ):
             return
         kept = sorted((connection.fileno(), self._channel.fileno(), self._log.fileno()))
         for low, high in itertools.pairwise((2, *kept, 1 << 16)):

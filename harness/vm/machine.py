@@ -177,12 +177,10 @@ class Machine:
                             raise MachineLostError("the machine ended")
                         raise MachineLostError("the guest's agent hung up")
                     message: dict[str, Any] = json.loads(line)
-                    if (
-                        message["type"] == "settling"
-                    ):  # the job is over; deferred frees have time of their own
-                        deadline = Deadline.after(
-                            SETTLE_SECONDS * self._slow, "the guest to settle", scaled=False
-                        )
+                    if message["type"] == "settling":
+                        # The job is over; deferred frees, or a search for lost memory, have time of their own.
+                        seconds = message.get("seconds", SETTLE_SECONDS) * self._slow
+                        deadline = Deadline.after(seconds, "the guest to settle", scaled=False)
                         continue
                     yield message
                     if message["type"] in ("end", "pong"):
