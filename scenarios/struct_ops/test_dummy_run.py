@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
+import os
 import struct
 
 import pytest
 
-from harness.guest.bpf import btf
+from harness.guest.bpf import attrs, btf, uapi
 from harness.guest.bpf.asm import (
     Code,
     Item,
     add,
     asm,
+    call_kfunc,
     exit_,
     jeq,
     label,
@@ -27,9 +30,11 @@ from harness.guest.bpf.asm import (
     r6,
     stw,
 )
+from harness.guest.bpf.probe import has
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import load_struct_ops_prog
-from harness.guest.bpf.syscall import refused
+from harness.guest.bpf.syscall import refused, system_call
+from harness.guest.netns import libc
 from scenarios.struct_ops.algorithms import Algorithm
 
 pytestmark = [pytest.mark.requires("struct_ops", "struct:bpf_struct_ops_bpf_dummy_ops")]
@@ -123,3 +128,53 @@ def test_argument_that_may_be_null_must_be_tested() -> None:
     load_struct_ops_prog(TYPE, "test_1", visiting()).close()
     # test_2's argument has no such mark
     dummy("test_2", ldxdw(r1, r1), ldxw(r0, r1)).close()
+
+
+class ReadOnly:
+    """A page that can be read, but not written any more."""
+
+    def __init__(self, content: bytes) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._page.write(content)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        place, size = ctypes.c_void_p(self.address), ctypes.c_size_t(mmap.PAGESIZE)
+        assert libc().mprotect(place, size, mmap.PROT_READ) == 0, os.strerror(ctypes.get_errno())
+
+
+def test_bad_addresses_are_faults() -> None:
+    """STOPS-RUN-005: of the arguments, of a state that cannot be written back, and of where the result is to go."""
+    size = ctypes.sizeof(attrs.TestRun)
+    state, fixed = (ctypes.c_int32 * 1)(77), ReadOnly(bytes(4))
+    arguments = (ctypes.c_uint64 * 1)(ctypes.addressof(state))
+    with load_struct_ops_prog(TYPE, "test_1", visiting()) as prog:
+
+        def request(address: int) -> attrs.TestRun:
+            return attrs.TestRun(prog_fd=prog.fd, ctx_size_in=8, ctx_in=address)
+
+        nowhere = request(8)
+        assert system_call(uapi.BPF_PROG_TEST_RUN, ctypes.byref(nowhere), size) == errno.EFAULT
+        kept = (ctypes.c_uint64 * 1)(fixed.address)
+        unwritable = request(ctypes.addressof(kept))
+        assert system_call(uapi.BPF_PROG_TEST_RUN, ctypes.byref(unwritable), size) == errno.EFAULT
+        assert unwritable.retval == 0
+        asked = ReadOnly(bytes(request(ctypes.addressof(arguments))))
+        place = ctypes.c_void_p(asked.address)
+        assert system_call(uapi.BPF_PROG_TEST_RUN, place, size) == errno.EFAULT
+        assert list(state) == [LEFT]
+
+
+def test_zero_is_a_number_like_others() -> None:
+    """STOPS-RUN-003: where no pointer is expected."""
+    state = (ctypes.c_int32 * 1)(5)
+    with dummy("test_2", ldxdw(r1, r1), ldxw(r0, r1)) as prog:
+        assert prog.test_run(ctx=context(ctypes.addressof(state), 0, 0, 0, 0)).retval == 5
+
+
+def test_nothing_but_the_state_may_be_written() -> None:
+    """STOPS-PROG-036."""
+    with refused(errno.EACCES, log="(write access|access beyond struct bpf_dummy_ops_state) at off 4"):
+        dummy("test_2", ldxdw(r1, r1), stw(r1, 4, 0), mov(r0, 0))
+    if has("kfunc:bpf_task_from_pid"):
+        task = btf.vmlinux().func("bpf_task_from_pid")
+        with refused(errno.EACCES, log="only access to bpf_dummy_ops_state is supported"):
+            dummy("test_2", mov(r1, 1), call_kfunc(task), jeq(r0, 0, "out"), stw(r0, 0, 0), label("out"))

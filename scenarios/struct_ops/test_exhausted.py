@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.guest.bpf.struct_ops import StructOps
+from harness.guest.bpf.asm import asm, exit_, mov, r0
+from harness.guest.bpf.struct_ops import StructOps, load_struct_ops_prog
 from harness.guest.bpf.syscall import refused
 from harness.guest.descriptors import no_descriptor_left, no_file_left
 from harness.guest.privilege import CAP_BPF, CAP_SYS_ADMIN, as_nobody, without
@@ -44,6 +45,16 @@ def test_trampolines_count_against_the_limit_of_code(ops: StructOps, idle: Algor
         assert NAME not in available()
         ops.update(value)
     assert seen(ops) == inuse(1)
+
+
+@pytest.mark.requires("struct:bpf_struct_ops_bpf_dummy_ops", "kfunc:arch_alloc_bpf_trampoline")
+def test_trampolines_of_test_runs_count_too() -> None:
+    """STOPS-UPD-021: each run makes one, and gives it back."""
+    without_state = asm(mov(r0, 7), exit_())
+    with load_struct_ops_prog("bpf_dummy_ops", "test_1", without_state) as prog:
+        with no_room_for_code(), refused(errno.EPERM):
+            without((CAP_BPF, CAP_SYS_ADMIN), prog.test_run, ctx=bytes(8))
+        assert without((CAP_BPF, CAP_SYS_ADMIN), prog.test_run, ctx=bytes(8)).retval == 7
 
 
 @pytest.mark.requires("struct_ops_link")
