@@ -26,7 +26,7 @@ def disabled() -> bool:
     "SCX-SECOND-LINK",
     reason="the second scheduler takes the place of the first, and both links put what they find there",
     splat="bpf_struct_ops_map_link_dealloc|scx_",
-    spared=("7.2.12", "7.3-rc7"),
+    spared=("6.12.117", "7.2.12", "7.3-rc7"),
 )
 @pytest.mark.requires(f"struct_ops:{TYPE}")
 @pytest.mark.usefixtures("panic_on_oops")
