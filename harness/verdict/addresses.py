@@ -91,7 +91,7 @@ def _fits(symbol: int, printed: int) -> bool:
 
 def _short(place: str) -> str:
     path = place.partition(" (discriminator")[0]
-    for mark in ("/source/", "/tree/"):
+    for mark in ("/source/", "/tree/", "/build/./"):
         path = path.rpartition(mark)[2]
     return re.sub(r"^(?:\./|(?:\.\./)+)+", "", path)
 

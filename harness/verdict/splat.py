@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.verdict.headers import (
     BOOT,
@@ -28,6 +28,8 @@ from harness.verdict.headers import (
 from harness.verdict.klog import Record
 from harness.verdict.trace import functions_of
 
+# mm/kmemleak.c writes its reports with pr_fmt's label before each line; in debugfs they have none.
+_LABEL = re.compile(r"^kmemleak: (?=unreferenced object|  )")
 _SILENCE_US = 5_000_000
 _STALL_SILENCE_US = 30_000_000  # a stall waits up to 10 s for each CPU to answer the backtrace request
 _FOREIGN_LINES = 20  # lines of other CPUs, or free text of the report, between two lines of known form
@@ -99,11 +101,12 @@ def find_splats(records: Sequence[Record]) -> tuple[Splat, ...]:
     notes about mitigations. A panic that ends an oops, a WARNING or a lockup belongs to it, and so does all
     that a panicked kernel prints afterwards.
     """
-    scanner = _Scanner(records)
-    for index, record in enumerate(records):
+    plain = [replace(each, text=_LABEL.sub("", each.text)) for each in records]
+    scanner = _Scanner(plain)
+    for index, record in enumerate(plain):
         if record.of_kernel:
             scanner.feed(index, record)
-    return tuple(block.splat(records) for block in scanner.finish())
+    return tuple(replace(block.splat(plain), lines=block.lines(records)) for block in scanner.finish())
 
 
 @dataclass
@@ -186,8 +189,11 @@ class _Block:
     def add(self, index: int) -> None:
         self.end, self.foreign = index, 0
 
+    def lines(self, records: Sequence[Record]) -> tuple[str, ...]:
+        return tuple(record.text for record in records[self.start : self.end + 1] if record.of_kernel)
+
     def splat(self, records: Sequence[Record]) -> Splat:
-        lines = [record.text for record in records[self.start : self.end + 1] if record.of_kernel]
+        lines = self.lines(records)
         functions = functions_of(
             lines, outside_interrupts=self.kind in STALLS, from_start=self.kind in (Kind.KFENCE, Kind.KMSAN)
         )
@@ -198,7 +204,7 @@ class _Block:
         return Splat(
             kind=self.kind,
             title=title,
-            lines=tuple(lines),
+            lines=lines,
             functions=functions,
             fingerprint=":".join((self.kind.value, *cause)),
             fatal=self.fatal,

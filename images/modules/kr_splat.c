@@ -12,9 +12,14 @@
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/panic.h>
+#include <linux/rcupdate.h>
 #include <linux/refcount.h>
 #include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/timer.h>
 #include <linux/uaccess.h>
 
 static struct dentry *kr_dir;
@@ -75,12 +80,93 @@ static noinline void kr_stuck(void)
 	}
 }
 
+/*
+ * What follows is noticed by a kernel that was built to (kconfig/debug.config); on others nothing happens.
+ */
+
+static noinline void kr_freed(void)
+{
+	char *memory = kmalloc(64, GFP_KERNEL);
+
+	if (!memory)
+		return;
+	OPTIMIZER_HIDE_VAR(memory);
+	kfree(memory);
+	READ_ONCE(memory[8]);
+}
+
+/* Several: what is left of one address on some stack keeps that object alive. */
+static noinline void kr_lost(void)
+{
+	int i;
+
+	for (i = 0; i < 16; i++) {
+		void *memory = kmalloc(333, GFP_KERNEL);
+
+		OPTIMIZER_HIDE_VAR(memory);
+	}
+}
+
+static noinline void kr_sleep(void)
+{
+	static DEFINE_SPINLOCK(kr_lock);
+
+	spin_lock(&kr_lock);
+	might_sleep();
+	spin_unlock(&kr_lock);
+}
+
+static noinline void kr_order(void)
+{
+	static DEFINE_MUTEX(kr_first);
+	static DEFINE_MUTEX(kr_second);
+
+	mutex_lock(&kr_first);
+	mutex_lock(&kr_second);
+	mutex_unlock(&kr_second);
+	mutex_unlock(&kr_first);
+	mutex_lock(&kr_second);
+	mutex_lock(&kr_first);
+	mutex_unlock(&kr_first);
+	mutex_unlock(&kr_second);
+}
+
+static noinline void kr_rcu(void)
+{
+	static void __rcu *kr_pointer;
+
+	(void)rcu_dereference(kr_pointer);
+}
+
+static noinline void kr_shift(void)
+{
+	static volatile int kr_bits = 70, kr_sink;
+
+	kr_sink = 1 << kr_bits;
+}
+
+static void kr_expired(struct timer_list *timer)
+{
+}
+
+static noinline void kr_timer(void)
+{
+	struct timer_list *timer = kmalloc(sizeof(*timer), GFP_KERNEL);
+
+	if (!timer)
+		return;
+	timer_setup(timer, kr_expired, 0);
+	mod_timer(timer, jiffies + 1000 * HZ);
+	kfree(timer);
+}
+
 #define KR_DEED(name) { #name, kr_##name }
 static const struct {
 	const char *name;
 	void (*deed)(void);
 } kr_deeds[] = {
 	KR_DEED(warn), KR_DEED(bug), KR_DEED(oops), KR_DEED(refcount), KR_DEED(list), KR_DEED(panic), KR_DEED(hang), KR_DEED(stuck),
+	KR_DEED(freed), KR_DEED(lost), KR_DEED(sleep), KR_DEED(order), KR_DEED(rcu), KR_DEED(shift), KR_DEED(timer),
 };
 
 static ssize_t provoke_write(struct file *file, const char __user *from, size_t size, loff_t *pos)

@@ -25,13 +25,18 @@ Once = Callable[[str, Callable[[], Ran]], Ran]
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
-    """Calls a function for a name once, whatever number of xdist workers asks for its result."""
+def common(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """This run's directory, the same for all xdist workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = base if worker_id == "master" else base.parent
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def once(common: Path) -> Once:
+    """Calls a function for a name once, whatever number of xdist workers asks for its result."""
 
     def result(name: str, make: Callable[[], Ran]) -> Ran:
-        file = folder / f"once-{name}"
+        file = common / f"once-{name}"
         with FileLock(f"{file}.lock"):
             if not file.exists():
                 file.write_bytes(pickle.dumps(make()))

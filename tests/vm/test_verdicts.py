@@ -63,16 +63,15 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def ran(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(once: Once, common: Path) -> Ran:
     """All of them, on several workers as most of the time is spent waiting; the evidence stays in the directory."""
-    root = tmp_path_factory.getbasetemp().parent / "verdicts"
-    return once("verdicts", lambda: copy_tree(root).pytest("-n", "4", FILE))
+    return once("verdicts", lambda: copy_tree(common / "verdicts").pytest("-n", "4", FILE))
 
 
 @pytest.fixture(scope="module")
-def evidence(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evidence(ran: Ran, common: Path) -> Path:
     """Where that run kept everything."""
-    (run,) = (tmp_path_factory.getbasetemp().parent / "verdicts/.kernrig/results").iterdir()
+    (run,) = (common / "verdicts/.kernrig/results").iterdir()
     return run
 
 
