@@ -13,7 +13,7 @@ that has the proposal's (`map_trace_rfc`), and `Tracer.attach(map, kind=attach_t
 Who made a change is told from the address that the map's function returns to, which is a program's code, that of a
 helper (a call that could not be patched to a direct one), or another function of the kernel: then it was a system call.
 So it is right as well for a program that interrupts a system call, or one that a system call runs. That needs a kernel
-with CONFIG_UNWINDER_ORC, as all shipped ones have: where frames are linked by pointers, the trampoline hides the caller.
+with CONFIG_UNWINDER_ORC, as shipped ones have: where frames are linked by pointers, the trampoline hides the caller.
 """
 
 from __future__ import annotations
