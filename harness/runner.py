@@ -232,7 +232,8 @@ class Runner:
         issue = known_issue(item)
         if issue is None or self._config.option.runxfail:
             return None
-        return issue if issue.concerns(self.rig.kernel(self.kernel_of(item)).provenance.version) else None
+        kernel = self.rig.kernel(self.kernel_of(item))
+        return issue if issue.concerns(kernel.provenance.version, kernel.config) else None
 
     def _run_on_a_machine(
         self, item: pytest.Function, job: Job, shape: Shape, evidence: Evidence

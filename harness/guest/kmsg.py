@@ -38,6 +38,11 @@ class Mark:
         os.lseek(fd, 0, os.SEEK_END)
         return cls(fd)
 
+    @classmethod
+    def oldest(cls) -> Self:
+        """A mark before all that the log still holds. Raises OSError where /dev/kmsg can't be read."""
+        return cls(os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
     def fileno(self) -> int:
         """The descriptor of /dev/kmsg."""
         return self._fd

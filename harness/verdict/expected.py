@@ -5,7 +5,7 @@ known (`@pytest.mark.known_issue("FINDING", reason=...)`)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -49,13 +49,15 @@ class KnownIssue:
     """The entry `finding` of FINDINGS.md, for which a scenario is expected to fail; `reason` says it in a line. With
     `splat` in a kernel that complains in words that this regex matches. `spared` names the kernels on which it was
     run and passed, where it has to pass: upstream versions such as `6.12.117` or `7.3-rc7`, each with all that follows
-    it in its series. KernrigError for one that is no version, or a bad expression.
+    it in its series. `shown_by` is the option of its configuration without which a kernel notices nothing, so that the
+    scenario has to pass. KernrigError for one that is no version, or a bad expression.
     """
 
     finding: str
     reason: str = field(kw_only=True)
     splat: str | None = field(default=None, kw_only=True)
     spared: tuple[str, ...] = field(default=(), kw_only=True)
+    shown_by: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.splat is not None:
@@ -67,8 +69,11 @@ class KnownIssue:
                     hint='known_issue("FINDING", reason="why", spared=("6.12.117", "7.3-rc7"))',
                 )
 
-    def concerns(self, version: str) -> bool:
-        """Whether a kernel is expected to misbehave; its version is Debian's (`7.3~rc7-1~exp1`) or its release."""
+    def concerns(self, version: str, config: Mapping[str, str] | None = None) -> bool:
+        """Whether a kernel is expected to be seen to misbehave; its version is Debian's (`7.3~rc7-1~exp1`) or its
+        release. Without its configuration, whether one that notices all is."""
+        if config is not None and self.shown_by is not None and self.shown_by not in config:
+            return False
         kernel = _place(version)
         if kernel is None:
             return True

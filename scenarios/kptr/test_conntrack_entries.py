@@ -43,6 +43,7 @@ from harness.guest.bpf.asm import (
     stw,
     sub,
 )
+from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.syscall import BpfError, refused
 from harness.guest.netns import NetNamespace
@@ -58,14 +59,14 @@ SEEN_REPLY, ASSURED, CONFIRMED = 1 << 1, 1 << 2, 1 << 3
 
 @dataclass(frozen=True)
 class Tracking:
-    """The module's kfuncs, for one of the two program types; r6 is the context."""
+    """The kfuncs of connection tracking, a module or built in, for one of the two program types; r6 is the context."""
 
     types: btf.Btf
     prog_type: int
     prefix: str
 
     def call(self, name: str) -> Insn:
-        return call_kfunc(self.types.func(name), 1)
+        return call_kfunc(self.types.func(name), 0 if self.types.base is None else 1)
 
     def alloc(self) -> Item:
         """r7 = a fresh entry."""
@@ -94,7 +95,8 @@ class Tracking:
 
     def load(self, *items: Item) -> Prog:
         code = asm(mov(r6, r1), mov(r8, 0), *items, label("out"), mov(r0, r8), exit_())
-        return Prog.load(code, self.prog_type, fd_array=[0, self.types.object])
+        own: list[Descriptor | int] = [] if self.types.base is None else [0, self.types.object]
+        return Prog.load(code, self.prog_type, fd_array=own)
 
     def run(self, *items: Item) -> int:
         """What r8 is behind this, as a signed number."""
@@ -128,7 +130,7 @@ def tracking(request: pytest.FixtureRequest) -> Tracking:
         modules.modprobe("nf_conntrack")
     except KernrigError as error:
         pytest.skip(f"this kernel has no connection tracking: {error}")
-    types = btf.module("nf_conntrack")
+    types = btf.home("nf_conntrack")
     if not types.has_func("bpf_skb_ct_alloc"):
         pytest.skip("this kernel lacks kfunc bpf_skb_ct_alloc of nf_conntrack")
     prog_type = {"skb": uapi.BPF_PROG_TYPE_SCHED_CLS, "xdp": uapi.BPF_PROG_TYPE_XDP}[request.param]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from errno import EACCES, EINVAL
+from pathlib import Path
 
 import pytest
 
@@ -324,8 +325,8 @@ def answer(*steps: Item) -> int:
 
 
 def note(*question: Item) -> Item:
-    """r9 = r9 * 4 + what r0 is then: of a bool the lowest byte only, the rest being the caller's to clear."""
-    return [*question, and_(r0, 0xFF), lsh(r9, 2), or_(r9, r0)]
+    """r9 = r9 * 16 + what r0 is then: of a bool the lowest byte only, the rest being the caller's to clear."""
+    return [*question, and_(r0, 0xFF), lsh(r9, 4), or_(r9, r0)]
 
 
 def cpus(mask: Reg, *numbers: int) -> Item:
@@ -342,11 +343,20 @@ def digits(*each: int) -> int:
     """What `note` makes of these answers."""
     number = 0
     for one in each:
-        number = number << 2 | one
+        number = number << 4 | (nobody() if one == NONE else one)
     return number
 
 
-# All on a machine of two CPUs; where there is none, the answer is their number.
+def nobody() -> int:
+    """What is said to be a CPU where there is none: how many there are, but where a mask fits into a long how many the
+    kernel was built for (include/linux/cpumask.h:small_cpumask_bits)."""
+    most = int(Path("/sys/devices/system/cpu/kernel_max").read_text()) + 1
+    return most if most <= 64 else CPUS
+
+
+CPUS = 2
+NONE = -1
+# All on a machine of two CPUs.
 OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     "fresh": (lambda: [note(op("empty", r6)), note(op("full", r6)), holds(r6)], (1, 0, 0, 0)),
     "set": (lambda: [cpus(r6, 1), note(op("empty", r6)), holds(r6)], (0, 1, 0)),
@@ -372,11 +382,11 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     ),
     "first": (
         lambda: [note(op("first", r6)), cpus(r6, 1), note(op("first", r6)), note(op("first_zero", r6))],
-        (2, 1, 0),
+        (NONE, 1, 0),
     ),
     "first zero": (
         lambda: [cpus(r6, 0), note(op("first_zero", r6)), op("setall", r6), note(op("first_zero", r6))],
-        (1, 2),
+        (1, NONE),
     ),
     "and": (
         lambda: [
@@ -436,7 +446,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     "copy": (lambda: [cpus(r6, 1), cpus(r7, 0), op("copy", r7, r6), holds(r7), holds(r6)], (1, 0, 1, 0)),
     "any": (
         lambda: [note(op("any_distribute", r6)), cpus(r6, 1), note(op("any_distribute", r6))],
-        (2, 1),
+        (NONE, 1),
     ),
     "any of both": (
         lambda: [
@@ -445,7 +455,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             cpus(r7, 1),
             note(op("any_and_distribute", r6, r7)),
         ],
-        (2, 1),
+        (NONE, 1),
     ),
     "first of both": (
         lambda: [
@@ -455,7 +465,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             cpus(r7, 0),
             note(op("first_and", r6, r7)),
         ],
-        (2, 0),
+        (NONE, 0),
     ),
     "number": (
         lambda: [
@@ -465,7 +475,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             op("setall", r6),
             note(op("weight", r6)),
         ],
-        (0, 1, 2),
+        (0, 1, NONE),
     ),
     "filled": (
         lambda: [

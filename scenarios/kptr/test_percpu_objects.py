@@ -208,7 +208,21 @@ def in_cgroup_storage(w: Workshop) -> Iterator[Owner]:
 
 
 @pytest.mark.vm(cpus=2)
-@pytest.mark.parametrize("place", [in_array, in_cgroup_storage])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(
+            in_array,
+            marks=pytest.mark.known_issue(
+                "MAP-FREE-PREEMPTIBLE",
+                reason="the end of a map frees per-CPU objects on a CPU that may change meanwhile",
+                splat="caller is bpf_mem_free_rcu",
+                shown_by="CONFIG_DEBUG_PREEMPT",
+            ),
+        ),
+        in_cgroup_storage,
+    ],
+)
 def test_each_cpu_has_its_copy(
     workshop: Workshop, place: Callable[[Workshop], AbstractContextManager[Owner]]
 ) -> None:

@@ -84,12 +84,17 @@ def leave_bytes_in_free_memory() -> None:
                 theirs.recv(size)
 
 
+@pytest.mark.known_issue(
+    "SK-STORAGE-DUMP-UNCLEARED",
+    reason="the place of a pointer keeps what was in the memory before",
+    shown_by="CONFIG_KASAN",
+)
 @pytest.mark.requires("storage_kptr")
 def test_dump_of_socket_storage_shows_zeros_for_pointers(kr_kptr: KrKptr) -> None:
     """KPTR-USER-001, KPTR-LAW-004: neither the address nor what was in the kernel's memory before.
 
-    6.12 does not clear these bytes (net/core/bpf_sk_storage.c:diag_get), but its allocator clears all memory where
-    init_on_alloc is on, as in Debian's kernels.
+    Where the allocator clears all memory (init_on_alloc, as in Debian's kernels), or gives out fresh pages, a kernel
+    that does not (net/core/bpf_sk_storage.c:diag_get) is not seen to.
     """
     modules.modprobe("tcp_diag")
     expected = bytearray(b"\x11" * VALUE_SIZE)

@@ -108,7 +108,12 @@ def change_to_reno() -> Item:
     ]
 
 
-@pytest.mark.known_issue("STOPS-QUIRK-010", reason=not_refused, splat="Voluntary context switch within RCU")
+@pytest.mark.known_issue(
+    "STOPS-QUIRK-010",
+    reason=not_refused,
+    splat="Voluntary context switch within RCU",
+    shown_by="CONFIG_PREEMPT_RCU",
+)
 @pytest.mark.requires("kfunc:bpf_copy_from_user_str")
 def test_setsockopt_does_not_sleep_with_rcu_held(
     veth: VethPair, ops: StructOps, idle: Algorithm, late_page: LatePage

@@ -169,6 +169,14 @@ def test_known_issue_spares_what_behaved_and_what_follows_it_in_its_series(
     assert issue.concerns(version) == concerned
 
 
+@pytest.mark.parametrize(("config", "concerned"), [({"CONFIG_A": "y"}, True), ({}, False), (None, True)])
+def test_known_issue_that_an_option_shows_is_none_without_it(
+    config: dict[str, str] | None, concerned: bool
+) -> None:
+    issue = KnownIssue("F7", reason="upstream knows", shown_by="CONFIG_A")
+    assert issue.concerns("6.1.192-2", config) == concerned
+
+
 def test_known_issue_comes_from_the_marker() -> None:
     marker = pytest.mark.known_issue("F7", reason="upstream knows", splat="a", spared=("6.12.117",))
     assert known_issue(item(marker)) == KnownIssue(

@@ -10,12 +10,15 @@ from __future__ import annotations
 import ctypes
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.guest.bpf import uapi
 from harness.guest.bpf.attrs import U32, Attr, layout
 from harness.guest.bpf.descriptor import Descriptor
 from harness.guest.bpf.info import BtfInfo, btf_info
 from harness.guest.bpf.libbpf import checked, libbpf
+
+KERNEL_BTF = Path("/sys/kernel/btf")
 
 _MODIFIERS = frozenset(
     (
@@ -274,6 +277,11 @@ def module(name: str) -> Btf:
     handle = libbpf().btf__load_from_kernel_by_id_split(found.object.id, vmlinux().handle)
     found.handle = checked(handle, "btf__load_from_kernel_by_id_split", about=f"module {name}")
     return found
+
+
+def home(name: str) -> Btf:
+    """The BTF with the types of a module: its own, or vmlinux's where the module is built in. Raises BpfError."""
+    return module(name) if (KERNEL_BTF / name).exists() else vmlinux()
 
 
 def of(module_name: str | None) -> Btf:

@@ -7,7 +7,6 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from harness.guest.bpf import btf, uapi
@@ -25,15 +24,12 @@ Filling = Prog | int | bytes | str
 """A function member takes a program (or a descriptor); data members an int, bytes, or text."""
 
 
-KERNEL_BTF = Path("/sys/kernel/btf")
-
-
 def types(module_name: str | None = None) -> list[str]:
     """The struct_ops types that the kernel, or a loaded module, has in its BTF, sorted. Raises OSError, LookupError.
 
     A module that failed to register its type has it there all the same.
     """
-    strings = (KERNEL_BTF / (module_name or "vmlinux")).read_bytes()
+    strings = (btf.KERNEL_BTF / (module_name or "vmlinux")).read_bytes()
     names = {name.decode() for name in re.findall(rb"\0bpf_struct_ops_(\w+)(?=\0)", strings)}
     # most are the kernel's own functions, of which no structure bears the rest of the name
     return sorted(n for n in names if b"\0%s\0" % n.encode() in strings and has_type(n, module_name))
