@@ -348,15 +348,15 @@ def digits(*each: int) -> int:
 
 
 def nobody() -> int:
-    """What is said to be a CPU where there is none: how many there are, but where a mask fits into a long how many the
-    kernel was built for (include/linux/cpumask.h:small_cpumask_bits)."""
+    """What is said to be the first CPU where there is none: how many there are, but where a mask fits into a long how many
+    the kernel was built for (include/linux/cpumask.h:small_cpumask_bits)."""
     most = int(Path("/sys/devices/system/cpu/kernel_max").read_text()) + 1
     return most if most <= 64 else CPUS
 
 
 CPUS = 2
 NONE = -1
-# All on a machine of two CPUs.
+# All on a machine of two CPUs: where nothing else is said, their number stands for none.
 OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     "fresh": (lambda: [note(op("empty", r6)), note(op("full", r6)), holds(r6)], (1, 0, 0, 0)),
     "set": (lambda: [cpus(r6, 1), note(op("empty", r6)), holds(r6)], (0, 1, 0)),
@@ -386,7 +386,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     ),
     "first zero": (
         lambda: [cpus(r6, 0), note(op("first_zero", r6)), op("setall", r6), note(op("first_zero", r6))],
-        (1, NONE),
+        (1, CPUS),
     ),
     "and": (
         lambda: [
@@ -446,7 +446,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
     "copy": (lambda: [cpus(r6, 1), cpus(r7, 0), op("copy", r7, r6), holds(r7), holds(r6)], (1, 0, 1, 0)),
     "any": (
         lambda: [note(op("any_distribute", r6)), cpus(r6, 1), note(op("any_distribute", r6))],
-        (NONE, 1),
+        (CPUS, 1),
     ),
     "any of both": (
         lambda: [
@@ -455,7 +455,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             cpus(r7, 1),
             note(op("any_and_distribute", r6, r7)),
         ],
-        (NONE, 1),
+        (CPUS, 1),
     ),
     "first of both": (
         lambda: [
@@ -475,7 +475,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Item], tuple[int, ...]]] = {
             op("setall", r6),
             note(op("weight", r6)),
         ],
-        (0, 1, NONE),
+        (0, 1, CPUS),
     ),
     "filled": (
         lambda: [
