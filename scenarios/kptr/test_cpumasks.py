@@ -348,8 +348,8 @@ def digits(*each: int) -> int:
 
 
 def nobody() -> int:
-    """What is said to be the first CPU where there is none: how many there are, but where a mask fits into a long how many
-    the kernel was built for (include/linux/cpumask.h:small_cpumask_bits)."""
+    """What is said to be the first CPU where there is none: how many there are, but where a mask fits into a long how
+    many the kernel was built for (include/linux/cpumask.h:small_cpumask_bits)."""
     most = int(Path("/sys/devices/system/cpu/kernel_max").read_text()) + 1
     return most if most <= 64 else CPUS
 
