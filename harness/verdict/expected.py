@@ -49,8 +49,8 @@ class KnownIssue:
     """The entry `finding` of FINDINGS.md, for which a scenario is expected to fail; `reason` says it in a line. With
     `splat` in a kernel that complains in words that this regex matches. `spared` names the kernels on which it was
     run and passed, where it has to pass: upstream versions such as `6.12.117` or `7.3-rc7`, each with all that follows
-    it in its series. `shown_by` is the option of its configuration without which a kernel notices nothing, so that the
-    scenario has to pass. KernrigError for one that is no version, or a bad expression.
+    it in its series. `shown_by` is the option of its configuration without which a kernel notices nothing, or, behind
+    a `!`, the option with which it does not: there the scenario has to pass. KernrigError for one that is no version, or a bad expression.
     """
 
     finding: str
@@ -72,8 +72,10 @@ class KnownIssue:
     def concerns(self, version: str, config: Mapping[str, str] | None = None) -> bool:
         """Whether a kernel is expected to be seen to misbehave; its version is Debian's (`7.3~rc7-1~exp1`) or its
         release. Without its configuration, whether one that notices all is."""
-        if config is not None and self.shown_by is not None and self.shown_by not in config:
-            return False
+        if config is not None and self.shown_by is not None:
+            wanted = not self.shown_by.startswith("!")
+            if (self.shown_by.removeprefix("!") in config) != wanted:
+                return False
         kernel = _place(version)
         if kernel is None:
             return True

@@ -87,7 +87,7 @@ def leave_bytes_in_free_memory() -> None:
 @pytest.mark.known_issue(
     "SK-STORAGE-DUMP-UNCLEARED",
     reason="the place of a pointer keeps what was in the memory before",
-    shown_by="CONFIG_KASAN",
+    shown_by="!CONFIG_INIT_ON_ALLOC_DEFAULT_ON",
 )
 @pytest.mark.requires("storage_kptr")
 def test_dump_of_socket_storage_shows_zeros_for_pointers(kr_kptr: KrKptr) -> None:

@@ -175,6 +175,8 @@ def test_known_issue_that_an_option_shows_is_none_without_it(
 ) -> None:
     issue = KnownIssue("F7", reason="upstream knows", shown_by="CONFIG_A")
     assert issue.concerns("6.1.192-2", config) == concerned
+    hidden = KnownIssue("F7", reason="upstream knows", shown_by="!CONFIG_A")
+    assert hidden.concerns("6.1.192-2", config) == (config is None or not concerned)
 
 
 def test_known_issue_comes_from_the_marker() -> None:
