@@ -48,9 +48,10 @@ class ExpectedSplat:
 class KnownIssue:
     """The entry `finding` of FINDINGS.md, for which a scenario is expected to fail; `reason` says it in a line. With
     `splat` in a kernel that complains in words that this regex matches. `spared` names the kernels on which it was
-    run and passed, where it has to pass: upstream versions such as `6.12.117` or `7.3-rc7`, each with all that follows
-    it in its series. `shown_by` is the option of its configuration without which a kernel notices nothing, or, behind
-    a `!`, the option with which it does not: there the scenario has to pass. KernrigError for one that is no version, or a bad expression.
+    run and passed, where it has to pass: upstream versions such as `6.12.117` or `7.3-rc7`, each with all that
+    follows it in its series. `shown_by` is the option of its configuration without which a kernel notices nothing,
+    or, behind a `!`, the option with which it does not: there the scenario has to pass. KernrigError for one that
+    is no version, or a bad expression.
     """
 
     finding: str
