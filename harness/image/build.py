@@ -76,9 +76,8 @@ def build_image(
     def make(target: Path) -> None:
         say(f"image: adding the modules of kernel {kernel.release}")
         _make(target, kernel, what, root, contents, extra_modules)
-
-    if cache.get("image", key) is None:
         cache.prune("image", keep=_KEPT_IMAGES, idle_s=_UNUSED_S)
+
     entry = cache.build("image", key, make, say=say)
     manifest = entry / MANIFEST
     return Image(entry / INITRAMFS, json.loads(manifest.read_text())["sha256"], manifest)

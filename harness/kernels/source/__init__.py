@@ -58,8 +58,6 @@ def resolve(
     it does not build.
     """
     planned = plan(name, cache=cache, say=say, refresh=refresh)
-    if cache.get(stored.KIND, planned.key) is None:
-        prune(cache)
     entry = cache.build(
         stored.KIND,
         planned.key,
@@ -208,6 +206,7 @@ def _make(folder: Path, planned: Plan, cache: Cache, say: Say | None, progress: 
         if planned.profiled:
             profile.keep(tree, output, folder / profile.FOLDER)
         shutil.copyfile(work / "build.log", folder / "build.log")
+        prune(cache)
 
 
 def _flavour(planned: Plan) -> str:
