@@ -4,11 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +12,11 @@ import pytest
 
 from harness.cache import Cache
 from tests.slow.linux_history import PLOTS, History, histories
+from tests.slow.search import search
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SCENARIO = "scenarios/mprog/test_order.py::test_without_an_anchor_before_means_first_and_after_means_last"
-LOGS = ROOT / ".kernrig/slow"
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +25,11 @@ def made() -> Iterator[dict[str, History]]:
         yield found
 
 
-def bisect(history: History, output: Path, *words: str) -> str:
-    """What the command says, with the time in front of each line; kept in a log."""
-    kernrig = Path(sys.executable).with_name("kernrig")
-    command = [str(kernrig), "bisect", "--again", "--tree", str(history.tree)]
-    command += ["--good", "base", "--bad", history.name, "--output", str(output), *words, "--", SCENARIO]
-    LOGS.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    lines = []
-    with (
-        (LOGS / f"bisect-{history.name}.log").open("w") as log,
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as program,
-    ):
-        assert program.stdout is not None
-        for line in program.stdout:
-            lines.append(f"{time.monotonic() - began:7.1f} s  {line}")
-            print(lines[-1], end="", file=log, flush=True)
-    text = "".join(lines)
-    assert program.returncode == 0, text
-    return text
-
-
 @pytest.mark.parametrize("name", PLOTS)
 def test_planted_commit_is_found(made: dict[str, History], tmp_path: Path, name: str) -> None:
     history = made[name]
-    said = bisect(history, tmp_path)
+    ends = ["--tree", str(history.tree), "--good", "base", "--bad", history.name]
+    said = search(history.name, ends, SCENARIO, tmp_path)
     told = json.loads((tmp_path / "bisect.json").read_text())
     found = [each["id"] for each in told["answer"]["culprits"]]
     assert found == [history.ids[history.plot.fault]], said
@@ -73,5 +40,3 @@ def test_planted_commit_is_found(made: dict[str, History], tmp_path: Path, name:
     at_bad = told["steps"][0]["trial"]
     rate = at_bad["failed"] / (at_bad["passed"] + at_bad["failed"])
     assert rate == 1.0 if name == "steady" else 0.15 < rate < 0.55
-    for suffix in ("txt", "md", "json", "log"):
-        (LOGS / f"bisect-{name}.report.{suffix}").write_text((tmp_path / f"bisect.{suffix}").read_text())
