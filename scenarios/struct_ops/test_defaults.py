@@ -144,7 +144,9 @@ def test_other_namespace_makes_an_open_algorithm_its_default_and_no_unknown_one(
 
 
 @pytest.mark.known_issue(
-    "TCP-REFUSED-DEFAULT-LEAKS", reason="the refused namespace keeps a reference", spared=("6.12.117",)
+    "TCP-REFUSED-DEFAULT-LEAKS",
+    reason="the refused namespace keeps a reference",
+    spared=("6.12.117", "7.3.4"),
 )
 def test_refused_default_holds_nothing(netns: NetNamespace, idle: Algorithm, ops: StructOps) -> None:
     """STOPS-TCP-016, STOPS-LAW-003: EPERM for a restricted algorithm, and the map is held by nobody but the name."""
