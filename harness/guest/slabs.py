@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,20 +18,43 @@ OTHERS = ("TCP", "filp", "sock_inode_cache")
 WARM, ROWS, TIMES = 1, 3, 4
 
 
-def objects() -> dict[str, int]:
-    """The objects in use by cache: of those for all sizes, of files and of sockets; empty without CONFIG_SLUB_DEBUG.
+def counted() -> bool:
+    """Whether the kernel counts them (CONFIG_SLUB_DEBUG)."""
+    return SLAB.exists()
+
+
+@contextmanager
+def counter() -> Iterator[Callable[[], dict[str, int]]]:
+    """A function that returns the objects in use by cache: of those for all sizes, of files and of sockets.
 
     The file `objects` (mm/slub.c:show_slab_objects) takes all of each CPU's current slab for used; shrinking the cache
-    first gives those back. That takes some milliseconds under TCG, so not all caches are looked at.
+    first gives those back. That takes some milliseconds under TCG, so not all caches are looked at. The files stay
+    open: part of what an open file takes is freed late (fs/kernfs/file.c:kernfs_unlink_open_file).
     """
-    found = {}
-    for entry in SLAB.iterdir() if SLAB.exists() else ():
-        if entry.name in OTHERS or re.match(r"kmalloc-(?!rcl-|dma-)", entry.name):
-            cache = entry.resolve()  # a cache that was merged with others
-            with suppress(FileNotFoundError):
-                (cache / "shrink").write_text("1")
-                found[cache.name] = int((cache / "objects").read_text().split()[0])
-    return found
+    with ExitStack() as stack:
+
+        def opened(file: Path, flags: int) -> int:
+            fd = os.open(file, flags | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+
+        files = {}
+        for entry in SLAB.iterdir():
+            if entry.name in OTHERS or re.match(r"kmalloc-(?!rcl-|dma-)", entry.name):
+                folder = entry.resolve()  # a cache that was merged with others
+                files[folder.name] = (
+                    opened(folder / "shrink", os.O_WRONLY),
+                    opened(folder / "objects", os.O_RDONLY),
+                )
+
+        def count() -> dict[str, int]:
+            found = {}
+            for name, (shrink, objects) in files.items():
+                os.pwrite(shrink, b"1", 0)
+                found[name] = int(os.pread(objects, 4096, 0).split()[0])
+            return found
+
+        yield count
 
 
 def growth(live: Callable[[], object]) -> dict[str, int]:
@@ -43,17 +67,18 @@ def growth(live: Callable[[], object]) -> dict[str, int]:
     for _ in range(WARM):
         live()
     suspects: dict[str, int] = {}
-    for row in range(ROWS):
-        before = objects()
-        for _ in range(TIMES):
-            live()
-        with suppress(WaitTimeout):
-            wait_until(lambda before=before: not _grown(before), timeout=0.5, what="objects to be freed")  # type: ignore[misc]
-        grown = _grown(before)
-        suspects = {name: more for name, more in grown.items() if row == 0 or name in suspects}
-        suspects = {name: more for name, more in suspects.items() if not (name.endswith("-32") and _tracks())}
-        if not suspects:
-            break
+    with counter() as count:
+        for row in range(ROWS):
+            before = count()
+            for _ in range(TIMES):
+                live()
+            grown = _still_grown(before, count)
+            suspects = {name: more for name, more in grown.items() if row == 0 or name in suspects}
+            suspects = {
+                name: more for name, more in suspects.items() if not (name.endswith("-32") and _tracks())
+            }
+            if not suspects:
+                break
     return suspects
 
 
@@ -63,6 +88,13 @@ def _tracks() -> bool:
     return symbols.has_symbol("ref_tracker_alloc")
 
 
-def _grown(before: dict[str, int]) -> dict[str, int]:
-    more = {name: count - before.get(name, 0) for name, count in objects().items()}
+def _still_grown(before: Mapping[str, int], count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """What has grown and stays so for half a second."""
+    with suppress(WaitTimeout):
+        wait_until(lambda: not _grown(before, count()), timeout=0.5, what="objects to be freed")
+    return _grown(before, count())
+
+
+def _grown(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    more = {name: count - before[name] for name, count in after.items()}
     return {name: count for name, count in more.items() if count >= TIMES}
