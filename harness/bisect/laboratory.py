@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from harness.errors import HostError, KernrigError
 _SAID = "kernrig: "
 # What harness/kernels/source/build.py:teller says each ten seconds.
 _PROGRESS = re.compile(r"\d+(?: of about \d+)? files in \d+ s, now .*")
+# What harness/kernels/source says of each kernel; of all in a search the same.
+_UNKNOWN = re.compile(r"this kernel does not know \w+")
 _TELL_EVERY_S = 60.0
 _LAST_LINES = 6
 # pytest's own exit statuses (pytest.ExitCode): a wrong command line, nothing collected.
@@ -55,6 +57,7 @@ class Pytest:
     jobs: int
     rootdir: Path
     say: Callable[[str], None]
+    _unknown: set[str] = field(default_factory=set)
 
     def run(self, kernel: str, rounds: int, sought: Sought | None = None, *, stop: bool = False) -> Record:
         """See Laboratory."""
@@ -110,6 +113,10 @@ class Pytest:
                 output.append(line)
                 if not line.startswith(_SAID):
                     continue
+                if unknown := _UNKNOWN.search(line):
+                    if unknown[0] in self._unknown:
+                        continue
+                    self._unknown.add(unknown[0])
                 progress = _PROGRESS.search(line)
                 if progress is None:
                     self.say(f"  {line.removeprefix(_SAID).rstrip()}")

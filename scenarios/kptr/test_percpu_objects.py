@@ -217,6 +217,7 @@ def in_cgroup_storage(w: Workshop) -> Iterator[Owner]:
                 "MAP-FREE-PREEMPTIBLE",
                 reason="the end of a map frees per-CPU objects on a CPU that may change meanwhile",
                 splat="caller is bpf_mem_free_rcu",
+                spared=("7.3.4",),
                 shown_by="CONFIG_DEBUG_PREEMPT",
             ),
         ),

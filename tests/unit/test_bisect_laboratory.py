@@ -162,3 +162,24 @@ def test_interruption_ends_what_runs_in_order(project: Path, number: signal.Sign
         assert (project / "ended").exists()
     finally:
         program.kill()
+
+
+def test_what_all_kernels_of_a_search_lack_is_said_once(project: Path) -> None:
+    (project / "conftest.py").write_text(
+        "import sys\n\n\n"
+        "def pytest_configure(config):\n"
+        "    (kernel,) = config.getoption('--kr-kernel')\n"
+        "    for option in 'CONFIG_A', 'CONFIG_B':\n"
+        "        print(f'kernrig: {kernel}: this kernel does not know {option} (base.config)', file=sys.stderr)\n"
+        "    print(f'kernrig: building the kernel {kernel}', file=sys.stderr)\n"
+    )
+    said: list[str] = []
+    laboratory = Pytest(("-s", "test_x.py"), 1, project, said.append)
+    for kernel in "one", "two":
+        laboratory.run(kernel, 1)
+    assert said == [
+        "  one: this kernel does not know CONFIG_A (base.config)",
+        "  one: this kernel does not know CONFIG_B (base.config)",
+        "  building the kernel one",
+        "  building the kernel two",
+    ]
