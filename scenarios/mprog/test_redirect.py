@@ -72,7 +72,21 @@ def helper(number: int, ifindex: int, flags: int = 0) -> Item:
         pytest.param(uapi.BPF_FUNC_redirect, BPF_F_INGRESS, BPF_TCX_INGRESS, [1, 3], ["c"], id="in, into c"),
         pytest.param(uapi.BPF_FUNC_redirect, BPF_F_INGRESS, BPF_TCX_EGRESS, [1, 3], ["c"], id="out, into c"),
         pytest.param(uapi.BPF_FUNC_redirect_peer, 0, BPF_TCX_INGRESS, [1, 4], ["d"], id="in, into d"),
-        pytest.param(uapi.BPF_FUNC_redirect_peer, 0, BPF_TCX_EGRESS, [1], [], id="out, not into d"),
+        pytest.param(
+            uapi.BPF_FUNC_redirect_peer,
+            0,
+            BPF_TCX_EGRESS,
+            [1],
+            [],
+            id="out, not into d",
+            marks=pytest.mark.known_issue(
+                "PEER-REDIRECT-OUT-RCU",
+                reason="on the way out a device is asked for its peer without RCU's read lock",
+                splat="veth_peer_dev",
+                spared=("6.12.117",),
+                shown_by="CONFIG_PROVE_RCU",
+            ),
+        ),
     ],
 )
 def test_a_redirected_frame_meets_the_programs_on_its_new_way(
