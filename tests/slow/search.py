@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.vm.project import users_environment
 
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / ".kernrig/slow"
@@ -32,7 +33,7 @@ def search(name: str, ends: Sequence[str], scenario: str, output: Path) -> str:
         subprocess.Popen(
             [_KERNRIG, "bisect", "--again", *ends, "--output", str(output), "--", scenario],
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=users_environment() | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

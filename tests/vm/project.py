@@ -26,6 +26,15 @@ RUN_SECONDS = 300
 T = TypeVar("T")
 
 
+def users_environment() -> dict[str, str]:
+    """This process's environment without what pytest and kernrig tell the processes of their own run."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _INHERITED or not name.startswith(_NOT_INHERITED)
+    }
+
+
 @dataclass(frozen=True)
 class Case:
     """One test case of a --junitxml file. `outcome` is passed, failed, error or skipped; `text` what pytest wrote for
@@ -86,15 +95,10 @@ class Project:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start pytest; the caller waits for it. It leads a process group, as in a shell with job control."""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in _INHERITED or not name.startswith(_NOT_INHERITED)
-        }
         return subprocess.Popen(
             [sys.executable, "-m", "pytest", *arguments],
             cwd=self.root,
-            env={**environment, "COLUMNS": "200", **self.environment},
+            env={**users_environment(), "COLUMNS": "200", **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
