@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow.search import kernrig
 from tests.vm.project import Ran, copy_tree
 
 pytestmark = pytest.mark.slow
@@ -27,6 +28,7 @@ LOST = r"unreferenced object 0x[0-9a-f]+ \(size (?:333|512)\)"
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    kernrig("kernel", "build", KERNEL)
     project = copy_tree(tmp_path_factory.mktemp("debug") / "project")
     return project.pytest("-n", "2", FILE, f"--kr-kernel={KERNEL}")
 
