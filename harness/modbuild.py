@@ -140,6 +140,8 @@ def _build(
         resolves_itself = True
         if toolchain is None:
             command += ["-C", str(headers.build)]
+            if "CONFIG_CC_IS_CLANG" in kernel.config:
+                command.append("LLVM=1")
         else:
             build = work / "build"
             kbuild = mirror(headers, build, kernel.btf)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from harness.guest import tcp
+from harness.guest import modules, tcp
 from harness.guest.bpf import btf, uapi
 from harness.guest.bpf.asm import asm, call, exit_, jeq, label, ld_btf_id, ldxw, mov, r0, r1, r2
 from harness.guest.bpf.descriptor import Descriptor
@@ -18,6 +18,7 @@ from harness.guest.bpf.probe import has, kptr_map
 from harness.guest.bpf.prog import Prog
 from harness.guest.bpf.struct_ops import StructOps
 from harness.guest.kr_modules import DEBUGFS
+from harness.guest.waiting import wait_until
 from scenarios.kptr.kfuncs import Kfuncs
 from scenarios.kptr.owning_map import owning_map
 from scenarios.module.attaching import (
@@ -82,9 +83,20 @@ def kprobe_multi_link(number: int) -> AbstractContextManager[object]:
     return attached(kprobe_multi)
 
 
-def map_in_map_template(number: int) -> AbstractContextManager[object]:
-    with owning_map("kr_obj") as template:
-        return Map.create(uapi.BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, inner_map=template)
+@contextmanager
+def map_in_map_template(number: int) -> Iterator[None]:
+    """Of a map that is gone; it is freed late, and what it held is as much as the template holds."""
+    before = modules.refcount("kr_kptr")
+    with owning_map("kr_obj") as inner:
+        with_inner = modules.refcount("kr_kptr")
+        outer = Map.create(uapi.BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, inner_map=inner)
+    with outer:
+        wait_until(
+            lambda: modules.refcount("kr_kptr") == with_inner > before,
+            timeout=2,
+            what="the inner map to be freed",
+        )
+        yield
 
 
 def pinned(object: Descriptor, name: str) -> AbstractContextManager[object]:

@@ -52,6 +52,8 @@ def test_removal_of_what_there_is_not(name: str) -> None:
 @pytest.mark.requires("fentry:find_module_all")
 def test_removal_that_waits_for_its_turn_ends_by_a_signal(kr_traced: KrTraced) -> None:
     """MODLIFE-RM-008: while another removal has the mutex of modules; nothing was removed."""
+    if "clang" in Path("/proc/version").read_text():
+        pytest.skip("clang has inlined find_module_all where a removal calls it")
     thread = 0
 
     def second() -> None:

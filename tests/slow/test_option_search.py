@@ -20,12 +20,12 @@ SCENARIO = "scenarios/mprog/test_place.py::test_the_root_qdisc_comes_last"
 GUILTY = "CONFIG_NET_CLS_BPF"
 # None of them reaches a header that much of the kernel includes, so that a mixture is built in a minute or two.
 DIFFERENCES = {
-    "CONFIG_IFB": "n",
     "CONFIG_LOG_BUF_SHIFT": "17",
-    "CONFIG_NET_ACT_MIRRED": "n",
+    "CONFIG_NETLINK_DIAG": "n",
     GUILTY: "n",
     "CONFIG_NET_CLS_MATCHALL": "n",
     "CONFIG_NET_SCH_FQ": "n",
+    "CONFIG_OVERLAY_FS": "n",
 }
 
 
