@@ -46,6 +46,6 @@ def search(name: str, ends: Sequence[str], scenario: str, output: Path) -> str:
             print(lines[-1], end="", file=log, flush=True)
     said = "".join(lines)
     assert program.returncode == 0, said
-    for suffix in ("txt", "md", "json", "log"):
-        (LOGS / f"bisect-{name}.report.{suffix}").write_text((output / f"bisect.{suffix}").read_text())
+    for report in output.glob("bisect.*"):
+        (LOGS / f"bisect-{name}.report{report.suffix}").write_text(report.read_text())
     return said
